@@ -1,0 +1,117 @@
+//! A guest backend: a few small traits with batch-shaped calls and errors per page. The engine is generic over
+//! them; [`crate::process`] implements them for a process, `sim` for a simulation, xen-glue for Xen domains.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bitmap::Bitmap;
+use crate::disk::{Disks, WriteLog};
+use crate::error::GuestError;
+use crate::memory::{GuestPage, Window};
+use crate::units::{PageCount, Pfn};
+
+/// A guest's memory, on either end.
+pub trait GuestMemory: Send + Sync {
+    /// Pages, from pfn 0.
+    fn pages(&self) -> PageCount;
+    /// Whether the kernel can pin a mapped page: without it there is no O_DIRECT into it and no zero-copy send.
+    fn pinnable(&self) -> bool;
+    /// A window with room for `capacity` pages.
+    fn window(&self, capacity: usize) -> Result<Window, GuestError>;
+    /// Maps `pfns` into `window`, in order, instead of what it held. A page that can't be mapped now (ballooned
+    /// out, a hole) is `None` there; an error is for the whole batch.
+    fn map(&self, pfns: &[Pfn], window: &mut Window) -> Result<(), GuestError>;
+    /// Sets in `into` the pages known never to have been touched, which read as zero, without touching them.
+    /// A backend that can't tell sets nothing.
+    fn untouched(&self, into: &mut Bitmap) -> Result<(), GuestError>;
+}
+
+/// The log of pages the guest dirties, on the source.
+pub trait DirtyLog: Send {
+    /// Starts tracking: every write from now on is in the next harvest.
+    fn arm(&mut self) -> Result<(), GuestError>;
+    /// Adds the pages written since the last harvest (or `arm`) to `into`, and goes on tracking. Returns how many
+    /// bits it set that were clear. If it fails, no page is lost: the next harvest has them.
+    fn harvest(&mut self, into: &mut Bitmap) -> Result<PageCount, GuestError>;
+    /// Stops tracking. Called on every way out; on a guest that is gone it does nothing.
+    fn disarm(&mut self) -> Result<(), GuestError>;
+}
+
+/// The guest's life on the source.
+pub trait SourceLife: Send {
+    /// Stops all vCPUs and waits for I/O in flight. When it returns, neither memory nor disk changes.
+    fn pause(&mut self) -> Result<(), GuestError>;
+    /// Lets a paused guest go on.
+    fn resume(&mut self) -> Result<(), GuestError>;
+    /// The paused guest's state outside memory (vCPUs, devices).
+    fn save_state(&mut self) -> Result<Vec<u8>, GuestError>;
+    /// Slows the guest to `percent` of its speed; 100 is full speed.
+    fn throttle(&mut self, percent: u8) -> Result<(), GuestError>;
+    /// Gives the paused guest up: from now on it is not resumed when this engine dies. Memory stays as it is.
+    fn release(&mut self) -> Result<(), GuestError>;
+    /// Takes a released guest back, still paused: the target answered that it never started it.
+    fn reclaim(&mut self) -> Result<(), GuestError>;
+    /// Ends the released guest and frees its memory: the target has every page.
+    fn destroy(&mut self) -> Result<(), GuestError>;
+}
+
+/// The guest's life on the target. Dropping it before `start` leaves nothing behind.
+pub trait TargetLife: Send {
+    /// Loads the state outside memory.
+    fn load_state(&mut self, state: &[u8]) -> Result<(), GuestError>;
+    /// Lets the guest run. When it returns, its vCPUs are going.
+    fn start(&mut self) -> Result<(), GuestError>;
+    /// Stops a started guest whose outstanding pages can't be had any more; it is never left running on wrong ones.
+    fn stop(&mut self) -> Result<(), GuestError>;
+}
+
+/// What the target may do with pages that are not there yet.
+pub trait HoldBack: Send + Sync {
+    /// Takes the pages of `outstanding` away from the guest, whatever they held, before it starts: an access from
+    /// it or on its behalf waits. Pages not named are the guest's.
+    fn hold_back(&self, outstanding: &Bitmap) -> Result<(), GuestError>;
+    /// Gives the guest one held page with this content, atomically, and wakes who waits for it.
+    fn release(&self, pfn: Pfn, page: GuestPage<'_>) -> Result<(), GuestError>;
+    /// Answers a fault on a page that is not held (never touched, or released meanwhile).
+    fn wake(&self, pfn: Pfn) -> Result<(), GuestError>;
+    /// The next page an access waits for, `None` when `timeout` has passed. One task calls it.
+    fn next_fault(&self, timeout: Duration) -> Result<Option<Pfn>, GuestError>;
+    /// Ends holding back: no page is outstanding any more.
+    fn finish(&self) -> Result<(), GuestError>;
+}
+
+/// Keeps the target's own guest from overwriting disk blocks that outstanding pages still need.
+pub trait WriteGate: Send + Sync {
+    /// Writes to these pieces of `disk` (a bit per 4 KiB) wait from now on.
+    fn hold(&self, disk: crate::units::DiskId, blocks: &Bitmap) -> Result<(), GuestError>;
+    /// Block number `block` (4 KiB units) of `disk` is not needed any more.
+    fn open(&self, disk: crate::units::DiskId, block: u64);
+    /// A block a write waits for, to be loaded first; `None` when nothing waits.
+    fn wanted(&self) -> Option<(crate::units::DiskId, u64)>;
+}
+
+/// A guest on the source.
+pub struct SourceGuest {
+    /// Its memory.
+    pub memory: Arc<dyn GuestMemory>,
+    /// Its dirty log.
+    pub dirty: Box<dyn DirtyLog>,
+    /// Its life.
+    pub life: Box<dyn SourceLife>,
+    /// Its disks, opened for reading.
+    pub disks: Arc<dyn Disks>,
+    /// What it writes to them.
+    pub writes: Box<dyn WriteLog>,
+}
+
+/// A guest to be on the target.
+pub struct TargetGuest {
+    /// Its memory, all untouched.
+    pub memory: Arc<dyn GuestMemory>,
+    /// Its life.
+    pub life: Box<dyn TargetLife>,
+    /// Lazy pages; `None` where this host can't, with the reason.
+    pub lazy: Result<Arc<dyn HoldBack>, String>,
+    /// Gate before its disks, where the backend is ours.
+    pub gate: Option<Arc<dyn WriteGate>>,
+}

@@ -1,0 +1,27 @@
+//! Every named limit of the engine, in one place. Whatever comes from outside is held against these before it is
+//! used, and nothing on the hot path grows past them.
+
+/// Lanes of one migration.
+pub const LANES_MAX: usize = 16;
+/// Disks of one guest that pages may be referenced on.
+pub const DISKS_MAX: usize = 16;
+/// Pages in one frame of page data: 1 MiB of payload, where loopback and large NICs stop gaining from more.
+pub const PAGES_PER_FRAME: usize = 256;
+/// Runs of pages in one frame that says "these are zero".
+pub const ZERO_RUNS_PER_FRAME: usize = 256;
+/// References in one frame.
+pub const REFERENCES_PER_FRAME: usize = 256;
+/// Digests in one frame of the verification pass.
+pub const DIGESTS_PER_FRAME: usize = 1024;
+/// Bytes of one control message.
+pub const CONTROL_MESSAGE_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of the guest's state outside memory (vCPUs, devices), all chunks together.
+pub const STATE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Pages a guest may have: 1 TiB. Pfns on the wire are held against the guest's own size besides.
+pub const GUEST_PAGES_MAX: u64 = 1 << 28;
+/// Bytes of one read from a disk into a staging slot.
+pub const READ_BYTES_MAX: usize = 1024 * 1024;
+/// Reads in flight to the disks in the drain and the rounds.
+pub const READ_DEPTH: usize = 16;
+/// Refetches named in one control message.
+pub const REFETCHES_PER_MESSAGE: usize = 1024;

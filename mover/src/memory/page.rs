@@ -1,0 +1,180 @@
+//! One guest page, a window of them, and a page-sized buffer of our own.
+
+use std::any::Any;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use crate::units::PAGE_BYTES;
+
+/// A page of our own, aligned as O_DIRECT wants it.
+#[derive(Clone, PartialEq, Eq)]
+#[repr(C, align(4096))]
+pub struct PageBuf(pub [u8; PAGE_BYTES]);
+
+impl PageBuf {
+    /// All zero.
+    #[must_use]
+    pub const fn zeroed() -> Self {
+        Self([0; PAGE_BYTES])
+    }
+}
+
+impl Default for PageBuf {
+    fn default() -> Self {
+        Self::zeroed()
+    }
+}
+
+/// One mapped page of a guest, for as long as its [`Window`] holds it.
+#[derive(Clone, Copy)]
+pub struct GuestPage<'w> {
+    address: NonNull<u8>,
+    window: PhantomData<&'w Window>,
+}
+
+// SAFETY: a GuestPage is an address inside a mapping that its window keeps alive; every access through it is a
+// racy copy by design (the guest writes at any time) and made with opaque or raw copies, never through references.
+// Worth it: lanes on several threads send from and write to one guest.
+unsafe impl Send for GuestPage<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for GuestPage<'_> {}
+
+impl GuestPage<'_> {
+    /// Names the page at `address`.
+    ///
+    /// # Safety
+    /// `address` is page-aligned and stays mapped, readable and writable, for `PAGE_BYTES`, for the lifetime of
+    /// the value, which the caller ties to a window or a mapping.
+    #[must_use]
+    pub unsafe fn new(address: NonNull<u8>) -> Self {
+        Self { address, window: PhantomData }
+    }
+
+    /// The page's address, for the kernel.
+    #[must_use]
+    pub fn address(&self) -> NonNull<u8> {
+        self.address
+    }
+
+    /// Copies the page's bytes out. While the guest writes, the copy may be torn; it is still just bytes.
+    pub fn copy_to(&self, out: &mut PageBuf) {
+        copy_page(self.address.as_ptr(), out.0.as_mut_ptr());
+    }
+
+    /// Overwrites the page.
+    pub fn copy_from(&self, bytes: &PageBuf) {
+        copy_page(bytes.0.as_ptr(), self.address.as_ptr());
+    }
+
+    /// Overwrites the page from a slice of our own of just a page's length.
+    ///
+    /// # Panics
+    /// If `bytes` is not a page long.
+    pub fn copy_from_slice(&self, bytes: &[u8]) {
+        assert_eq!(bytes.len(), PAGE_BYTES);
+        copy_page(bytes.as_ptr(), self.address.as_ptr());
+    }
+
+    /// Zeroes the page.
+    pub fn fill_zero(&self) {
+        static ZERO: PageBuf = PageBuf::zeroed();
+        self.copy_from(&ZERO);
+    }
+
+    /// Whether all its bytes are zero. Most pages that are not say so within their first 64 bytes.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        const WORDS: usize = PAGE_BYTES / 8;
+        let words: *const u64 = self.address.as_ptr().cast();
+        let mut at = 0;
+        while at < WORDS {
+            let mut or = 0;
+            for i in 0..8 {
+                // SAFETY: at + i < WORDS; the page is mapped and aligned; volatile because the guest may write it.
+                // Worth it: a copy first would cost as much as the send for a page that is not zero.
+                or |= unsafe { words.add(at + i).read_volatile() };
+            }
+            if or != 0 {
+                return false;
+            }
+            at += 8;
+        }
+        true
+    }
+}
+
+/// Copies one page between addresses that may change under the copy.
+#[cfg(target_arch = "x86_64")]
+fn copy_page(from: *const u8, to: *mut u8) {
+    // SAFETY: callers pass two mapped, non-overlapping pages. `rep movsb` is opaque to the compiler, so a guest that
+    // writes meanwhile gives torn bytes and no undefined behaviour. Worth it: every page of the guest passes here.
+    unsafe {
+        std::arch::asm!("rep movsb", inout("rcx") PAGE_BYTES => _, inout("rsi") from => _, inout("rdi") to => _,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Copies one page between addresses that may change under the copy.
+#[cfg(not(target_arch = "x86_64"))]
+fn copy_page(from: *const u8, to: *mut u8) {
+    for i in 0..PAGE_BYTES / 8 {
+        // SAFETY: callers pass two mapped, aligned pages; volatile because the guest may write meanwhile.
+        unsafe { to.cast::<u64>().add(i).write_volatile(from.cast::<u64>().add(i).read_volatile()) };
+    }
+}
+
+/// A batch of mapped guest pages. Made once by [`crate::guest::GuestMemory::window`] and used again for every
+/// batch, so that mapping allocates nothing.
+pub struct Window {
+    pages: Vec<Option<NonNull<u8>>>,
+    /// What the backend keeps for this window (a reserved address range, a batch of frame numbers).
+    pub backing: Option<Box<dyn Any + Send>>,
+}
+
+// SAFETY: the addresses belong to mappings that the backend keeps for the window's life; the window only names them.
+// Worth it: a window is made on one thread and moved to the lane that uses it.
+unsafe impl Send for Window {}
+
+impl Window {
+    /// An empty window with room for `capacity` pages.
+    #[must_use]
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { pages: Vec::with_capacity(capacity), backing: None }
+    }
+    /// Forgets all pages.
+    pub fn clear(&mut self) {
+        self.pages.clear();
+    }
+    /// Adds the next page, `None` where it could not be mapped.
+    ///
+    /// # Safety
+    /// As for [`GuestPage::new`], until the window is cleared or dropped.
+    ///
+    /// # Panics
+    /// If the window is full.
+    pub unsafe fn push(&mut self, address: Option<NonNull<u8>>) {
+        assert!(self.pages.len() < self.pages.capacity(), "a window never grows");
+        self.pages.push(address);
+    }
+    /// Pages in the window.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+    /// Room for pages.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.pages.capacity()
+    }
+    /// The page at place `index`, `None` where it could not be mapped.
+    #[must_use]
+    pub fn page(&self, index: usize) -> Option<GuestPage<'_>> {
+        // SAFETY: pushed under the promise of `push`, which holds while `self` is borrowed.
+        self.pages[index].map(|address| unsafe { GuestPage::new(address) })
+    }
+}

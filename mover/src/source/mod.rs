@@ -1,0 +1,94 @@
+//! The source end: what `pageferry send` runs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::runtime::{Bell, Runtime};
+use crate::report::Mode;
+
+/// Asks a running migration to stop; from a signal handler's thread or another task. Before the commit the guest
+/// goes on where it was; after it there is nothing to cancel any more.
+#[derive(Default)]
+pub struct Cancel {
+    asked: AtomicBool,
+    /// Rung when asked, so that waiting phases notice at once.
+    pub bell: Bell,
+}
+
+impl Cancel {
+    /// Asks.
+    pub fn ask(&self, runtime: &dyn Runtime) {
+        self.asked.store(true, Ordering::SeqCst);
+        runtime.ring(&self.bell);
+    }
+    /// Whether someone has asked.
+    #[must_use]
+    pub fn asked(&self) -> bool {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+/// What to do with a guest that writes faster than the link carries, once the rounds are used up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotConverging {
+    /// Stop and copy anyway, however long that takes.
+    Finish,
+    /// Give up; the guest goes on at the source.
+    Abort,
+}
+
+/// How to migrate.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How pages travel.
+    pub mode: Mode,
+    /// Name in the summary.
+    pub workload: String,
+    /// Data connections.
+    pub lanes: usize,
+    /// Longest downtime to aim for.
+    pub max_downtime: Duration,
+    /// Most rounds while the guest runs.
+    pub max_rounds: u32,
+    /// Bandwidth cap in bytes a second over all lanes.
+    pub bandwidth: Option<u64>,
+    /// Slow the guest down when it does not converge.
+    pub throttle: bool,
+    /// What else to do then.
+    pub not_converging: NotConverging,
+    /// Compare a digest of every page before the restart.
+    pub verify: bool,
+    /// How long the peer may be silent.
+    pub patience: Duration,
+    /// How often to try to reach the target again when the link is lost after the commit, and for how long.
+    pub redial_for: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Lazy,
+            workload: String::new(),
+            lanes: 2,
+            max_downtime: Duration::from_millis(50),
+            max_rounds: 30,
+            bandwidth: None,
+            throttle: false,
+            not_converging: NotConverging::Finish,
+            verify: false,
+            patience: Duration::from_secs(10),
+            redial_for: Duration::from_secs(300),
+        }
+    }
+}
+
+/// What every migration needs besides the guest.
+pub struct Surroundings {
+    /// Time and tasks.
+    pub runtime: Arc<dyn Runtime>,
+    /// Where events go.
+    pub observer: Arc<dyn crate::report::Observer>,
+    /// The cancel request.
+    pub cancel: Arc<Cancel>,
+}

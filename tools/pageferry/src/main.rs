@@ -1,0 +1,2 @@
+//! Placeholder replaced in this same change.
+fn main() {}
