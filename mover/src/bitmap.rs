@@ -116,7 +116,11 @@ impl Bitmap {
     }
     /// The set bits, ascending.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        self.words.iter().enumerate().filter(|(_, w)| **w != 0).flat_map(|(i, w)| bits_of(*w).map(move |b| i * 64 + b))
+        self.words
+            .iter()
+            .enumerate()
+            .filter(|(_, w)| **w != 0)
+            .flat_map(|(i, w)| bits_of(*w).map(move |b| i * 64 + b))
     }
 }
 

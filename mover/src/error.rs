@@ -99,7 +99,9 @@ pub enum Error {
         detail: String,
     },
     /// Verification found wrong pages.
-    #[error("{count} pages differ from what the source recorded at the pause, the first is {first}; {outcome}")]
+    #[error(
+        "{count} pages differ from what the source recorded at the pause, the first is {first}; {outcome}"
+    )]
     Mismatch {
         /// How many.
         count: u64,
@@ -215,7 +217,9 @@ pub enum NetError {
         doing: &'static str,
     },
     /// Nothing moved for too long.
-    #[error("{peer} has been silent for {seconds} s while {doing}. Is it overloaded, stopped, or is the link down?")]
+    #[error(
+        "{peer} has been silent for {seconds} s while {doing}. Is it overloaded, stopped, or is the link down?"
+    )]
     Stalled {
         /// The peer.
         peer: String,
@@ -233,13 +237,17 @@ pub enum NetError {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum WireError {
     /// Not our protocol.
-    #[error("the other end does not speak pageferry's protocol (first bytes {found:02x?}). Is that the right port?")]
+    #[error(
+        "the other end does not speak pageferry's protocol (first bytes {found:02x?}). Is that the right port?"
+    )]
     NotPageferry {
         /// What it sent.
         found: [u8; 4],
     },
     /// Another version.
-    #[error("the other end speaks protocol version {theirs}, this one {oldest} to {newest}. Update the older one")]
+    #[error(
+        "the other end speaks protocol version {theirs}, this one {oldest} to {newest}. Update the older one"
+    )]
     Version {
         /// What it sent.
         theirs: u16,

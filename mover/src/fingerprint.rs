@@ -19,7 +19,9 @@ pub fn hint(bytes: &[u8; PAGE_BYTES]) -> u64 {
 }
 
 /// A keyed check value of a page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(transparent)]
 pub struct Check(pub [u8; 16]);
 

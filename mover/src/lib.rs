@@ -7,25 +7,25 @@
 //!
 //! Imports run one way, from the end of this list to its start: a module may use those above it.
 
-pub mod units;
-pub mod error;
-pub mod limits;
-pub mod kernel;
-pub mod memory;
 pub mod bitmap;
-pub mod runtime;
-pub mod fingerprint;
-pub mod wire;
 pub mod disk;
-pub mod index;
-pub mod net;
+pub mod error;
+pub mod fingerprint;
 pub mod guest;
-pub mod report;
-pub mod policy;
+pub mod index;
+pub mod kernel;
+pub mod limits;
+pub mod memory;
+pub mod net;
 pub mod pipeline;
+pub mod policy;
+pub mod process;
+pub mod report;
+pub mod runtime;
+pub mod sim;
 pub mod source;
 pub mod target;
-pub mod process;
-pub mod sim;
+pub mod units;
+pub mod wire;
 
 pub use error::{Error, ExitClass};

@@ -4,8 +4,8 @@
 //! unit, `Documentation/block/` of Linux and `blkif.h` of Xen alike). A block is a page-sized, page-aligned piece
 //! of a disk region; eight sectors.
 
-use std::fmt;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Bytes of a page, and of a disk block that may duplicate one.
 pub const PAGE_BYTES: usize = 4096;

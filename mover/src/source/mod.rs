@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::runtime::{Bell, Runtime};
 use crate::report::Mode;
+use crate::runtime::{Bell, Runtime};
 
 /// Asks a running migration to stop; from a signal handler's thread or another task. Before the commit the guest
 /// goes on where it was; after it there is nothing to cancel any more.
