@@ -1,2 +1,59 @@
-//! Placeholder replaced in this same change.
-fn main() {}
+//! The project's own commands: `cargo xtask ci` (everything a change must pass) and `cargo xtask bench` (the
+//! comparison harness, in a release build).
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "a command-line program that reports what it does")]
+
+mod ci;
+mod dependencies;
+mod lexer;
+mod rules;
+mod run;
+mod setup;
+mod tests_step;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Format, lints, dependency check, docs and every test; installs what that needs.
+    Ci {
+        /// Install nothing: fail where a tool is missing, and say how to get it.
+        #[arg(long)]
+        no_install: bool,
+    },
+    /// The comparison harness, in a release build; arguments go to it as they are.
+    Bench {
+        /// Arguments for the harness.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome: Result<()> = match Cli::parse().command {
+        Command::Ci { no_install } => ci::run(no_install),
+        Command::Bench { arguments } => {
+            run::cargo(["run", "--release", "--quiet", "--package", "bench", "--"])
+                .and_then(|mut command| run::succeed(command.args(arguments)))
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nFAILED: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

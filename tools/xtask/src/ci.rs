@@ -1,0 +1,67 @@
+//! `cargo xtask ci`: the steps, in order. The first failure ends it. Tests come last, so that their runner's
+//! summary is the last thing on the screen.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::{dependencies, rules, run, setup, tests_step};
+
+/// What a step does; the sentence it returns goes into its closing line.
+type Step = fn() -> Result<String>;
+
+/// Runs every step.
+pub(crate) fn run(no_install: bool) -> Result<()> {
+    let begun = Instant::now();
+    section("set-up", || setup::run(!no_install))?;
+    let steps: [(&str, Step); 5] = [
+        ("format", format),
+        ("project rules", rules::run),
+        ("dependencies", dependencies::run),
+        ("lints", lints),
+        ("documentation", documentation),
+    ];
+    for (name, step) in steps {
+        section(name, step)?;
+    }
+    let so_far = begun.elapsed().as_secs_f64();
+    println!("\n== tests (everything before them took {so_far:.0} s)");
+    tests_step::run().context("tests")
+}
+
+/// A step between its heading and its closing line.
+fn section(name: &str, step: impl FnOnce() -> Result<String>) -> Result<()> {
+    println!("\n== {name}");
+    let begun = Instant::now();
+    let said = step().with_context(|| name.to_owned())?;
+    println!("-- {name}: {said} ({:.1} s)", begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn format() -> Result<String> {
+    run::succeed(&mut run::cargo(["fmt", "--all", "--", "--check"])?)
+        .context("some files are not formatted; `cargo fmt --all` does it")?;
+    Ok("clean".into())
+}
+
+fn lints() -> Result<String> {
+    run::succeed(&mut run::cargo([
+        "clippy",
+        "--quiet",
+        "--locked",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ])?)?;
+    Ok("no warning in any target".into())
+}
+
+fn documentation() -> Result<String> {
+    let mut doc = run::cargo(["doc", "--quiet", "--locked", "--workspace", "--no-deps"])?;
+    run::succeed(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    let mut examples = run::cargo(["test", "--quiet", "--locked", "--workspace", "--doc"])?;
+    run::succeed(&mut examples)?;
+    Ok("rustdoc without a warning, its examples run".into())
+}
