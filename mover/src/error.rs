@@ -228,6 +228,22 @@ pub enum NetError {
         /// What was being done.
         doing: &'static str,
     },
+    /// A page of the guest that the kernel could not read or write for the connection (`EFAULT`). What the peer has
+    /// got of the message is cut off there.
+    #[error(
+        "page {index} of a message with {peer} lies at {address:#x}, where the kernel can't {access} it. \
+         Has the guest gone, or has its memory shrunk?"
+    )]
+    Page {
+        /// The peer.
+        peer: String,
+        /// Its place among the pages of the call.
+        index: usize,
+        /// Its address in this process.
+        address: usize,
+        /// "read" or "write".
+        access: &'static str,
+    },
     /// Our own side hung up to unblock this call.
     #[error("the connection was hung up on this side")]
     HungUp,

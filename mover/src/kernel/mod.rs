@@ -1,1 +1,6 @@
-//! (under construction in this change)
+//! System calls that need `unsafe` or raw structures, each behind a function that is safe to call.
+//!
+//! Nothing here knows what a migration is. Each file is one kernel interface.
+
+pub(crate) mod futex;
+pub(crate) mod net;

@@ -17,6 +17,13 @@ impl PageBuf {
     pub const fn zeroed() -> Self {
         Self([0; PAGE_BYTES])
     }
+    /// This page as one that connections and disks take; it is borrowed as long as that is around.
+    #[must_use]
+    pub fn as_guest_page(&mut self) -> GuestPage<'_> {
+        // SAFETY: a PageBuf is aligned and a page long, and mutably borrowed for as long as the GuestPage lives.
+        // Worth it: staging buffers go through the same calls as guest memory.
+        unsafe { GuestPage::new(NonNull::from(&mut self.0).cast()) }
+    }
 }
 
 impl Default for PageBuf {

@@ -2,6 +2,9 @@
 //!
 //! `tcp` is the real one. TLS belongs here, as another implementation of [`Dialer`] and [`Acceptor`].
 
+pub mod pace;
+pub mod tcp;
+
 use std::sync::Arc;
 use std::time::Duration;
 

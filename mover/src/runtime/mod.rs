@@ -4,8 +4,12 @@
 //! Rule for all engine code: block only through this trait or through the I/O traits, and hold no lock over such a
 //! call. Then every interleaving is one the simulator can choose.
 
+mod threads;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+pub use threads::Threads;
 
 /// Nanoseconds since some fixed point in this process's (or simulation's) past. Never goes back.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
