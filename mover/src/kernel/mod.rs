@@ -2,5 +2,6 @@
 //!
 //! Nothing here knows what a migration is. Each file is one kernel interface.
 
+pub(crate) mod fault_fd;
 pub(crate) mod futex;
 pub(crate) mod net;
