@@ -1,6 +1,9 @@
 //! Disks as the engine sees them: named blocks that both hosts can read, batched reads into staging slots or
 //! straight into guest pages, and the log of what the guest writes.
 
+pub mod identity;
+pub mod image;
+
 use std::time::Duration;
 
 use crate::bitmap::Bitmap;
@@ -60,6 +63,14 @@ pub trait Reader: Send {
     fn complete(&mut self, done: &mut Vec<Completion>, wait: Duration) -> Result<(), DiskError>;
     /// The bytes of a staging slot whose read has completed.
     fn staged(&self, slot: Slot) -> &[u8];
+    /// How reads are made, in a few words, for the summary's `load_path`.
+    fn path(&self) -> String {
+        "memory".to_owned()
+    }
+    /// What could not be had and costs speed, a sentence each.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// A guest's disks, opened on this host.
@@ -72,6 +83,10 @@ pub trait Disks: Send + Sync {
     fn reader(&self, slots: usize) -> Result<Box<dyn Reader>, DiskError>;
     /// Makes everything written so far readable by the other host.
     fn flush(&self) -> Result<(), DiskError>;
+    /// What is not as it should be and ends nothing, a sentence each.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What the guest has written to its disks: a bit per 4 KiB-aligned piece of the disk that a write touched, set

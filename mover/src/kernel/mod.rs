@@ -5,3 +5,6 @@
 pub(crate) mod fault_fd;
 pub(crate) mod futex;
 pub(crate) mod net;
+mod pread;
+pub mod reads;
+mod uring;

@@ -3,8 +3,17 @@
 //! Guest memory changes under us while the guest runs, so it is never a `&[u8]`: a [`GuestPage`] is an address with
 //! a lifetime, whose bytes are copied out or in, tested for zero, or handed to the kernel. `unsafe` is allowed here.
 
+mod arena;
 mod mapping;
 mod page;
 
+pub use arena::{Arena, Backing};
 pub use mapping::Mapping;
 pub use page::{GuestPage, PageBuf, Window};
+
+/// Adds a page that the test keeps alive, for tests in modules that forbid `unsafe`.
+#[cfg(test)]
+pub(crate) fn push_for_test(window: &mut Window, address: std::ptr::NonNull<u8>) {
+    // SAFETY: tests pass pages of their own that outlive the window.
+    unsafe { window.push(Some(address)) };
+}
