@@ -4,7 +4,10 @@
 
 pub(crate) mod fault_fd;
 pub(crate) mod futex;
+mod ioctl;
 pub(crate) mod net;
+pub mod pagemap;
 mod pread;
 pub mod reads;
+pub mod uffd;
 mod uring;

@@ -88,6 +88,17 @@ impl GuestPage<'_> {
         self.copy_from(&ZERO);
     }
 
+    /// Writes to the page without changing it, so that a log of written pages has it. Whoever lets a device write to
+    /// tracked memory (a read with O_DIRECT) does this once the device has finished: a log armed or harvested while
+    /// the read was in flight has seen the page pinned, not written.
+    pub fn mark_written(&self) {
+        // SAFETY: mapped, writable and aligned, as `new` was promised; adding 0 atomically changes nothing under a
+        // concurrent writer. Worth it: the alternative is to copy the page onto itself.
+        let word = unsafe { std::sync::atomic::AtomicU64::from_ptr(self.address.as_ptr().cast()) };
+        // The optimiser turns an addition of a 0 it can see into a load, which no log would notice.
+        word.fetch_add(std::hint::black_box(0), std::sync::atomic::Ordering::SeqCst);
+    }
+
     /// Whether all its bytes are zero. Most pages that are not say so within their first 64 bytes.
     #[must_use]
     pub fn is_zero(&self) -> bool {
