@@ -6,6 +6,7 @@
 mod arena;
 mod mapping;
 mod page;
+mod raw;
 
 pub use arena::{Arena, Backing};
 pub use mapping::Mapping;

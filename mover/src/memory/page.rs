@@ -4,6 +4,7 @@ use std::any::Any;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
+use super::raw;
 use crate::units::PAGE_BYTES;
 
 /// A page of our own, aligned as O_DIRECT wants it.
@@ -65,21 +66,25 @@ impl GuestPage<'_> {
 
     /// Copies the page's bytes out. While the guest writes, the copy may be torn; it is still just bytes.
     pub fn copy_to(&self, out: &mut PageBuf) {
-        copy_page(self.address.as_ptr(), out.0.as_mut_ptr());
+        // SAFETY: the page is mapped as `new` was promised, `out` is ours alone.
+        unsafe { raw::copy(self.address.as_ptr(), out.0.as_mut_ptr()) };
     }
 
     /// Overwrites the page.
     pub fn copy_from(&self, bytes: &PageBuf) {
-        copy_page(bytes.0.as_ptr(), self.address.as_ptr());
+        // SAFETY: as in `copy_to`, the other way.
+        unsafe { raw::copy(bytes.0.as_ptr(), self.address.as_ptr()) };
     }
 
-    /// Overwrites the page from a slice of our own of just a page's length.
+    /// Overwrites the page from a slice of our own of just a page's length, past the cache: for placing many pages
+    /// that this thread will not read again. What it does afterwards (a store, a system call) is after these bytes.
     ///
     /// # Panics
     /// If `bytes` is not a page long.
     pub fn copy_from_slice(&self, bytes: &[u8]) {
         assert_eq!(bytes.len(), PAGE_BYTES);
-        copy_page(bytes.as_ptr(), self.address.as_ptr());
+        // SAFETY: as in `copy_to`, the other way; the length is checked just above.
+        unsafe { raw::stream(bytes.as_ptr(), self.address.as_ptr()) };
     }
 
     /// Zeroes the page.
@@ -99,45 +104,11 @@ impl GuestPage<'_> {
         word.fetch_add(std::hint::black_box(0), std::sync::atomic::Ordering::SeqCst);
     }
 
-    /// Whether all its bytes are zero. Most pages that are not say so within their first 64 bytes.
+    /// Whether all its bytes are zero. Most pages that are not say so within their first 128 bytes.
     #[must_use]
     pub fn is_zero(&self) -> bool {
-        const WORDS: usize = PAGE_BYTES / 8;
-        let words: *const u64 = self.address.as_ptr().cast();
-        let mut at = 0;
-        while at < WORDS {
-            let mut or = 0;
-            for i in 0..8 {
-                // SAFETY: at + i < WORDS; the page is mapped and aligned; volatile because the guest may write it.
-                // Worth it: a copy first would cost as much as the send for a page that is not zero.
-                or |= unsafe { words.add(at + i).read_volatile() };
-            }
-            if or != 0 {
-                return false;
-            }
-            at += 8;
-        }
-        true
-    }
-}
-
-/// Copies one page between addresses that may change under the copy.
-#[cfg(target_arch = "x86_64")]
-fn copy_page(from: *const u8, to: *mut u8) {
-    // SAFETY: callers pass two mapped, non-overlapping pages. `rep movsb` is opaque to the compiler, so a guest that
-    // writes meanwhile gives torn bytes and no undefined behaviour. Worth it: every page of the guest passes here.
-    unsafe {
-        std::arch::asm!("rep movsb", inout("rcx") PAGE_BYTES => _, inout("rsi") from => _, inout("rdi") to => _,
-            options(nostack, preserves_flags));
-    }
-}
-
-/// Copies one page between addresses that may change under the copy.
-#[cfg(not(target_arch = "x86_64"))]
-fn copy_page(from: *const u8, to: *mut u8) {
-    for i in 0..PAGE_BYTES / 8 {
-        // SAFETY: callers pass two mapped, aligned pages; volatile because the guest may write meanwhile.
-        unsafe { to.cast::<u64>().add(i).write_volatile(from.cast::<u64>().add(i).read_volatile()) };
+        // SAFETY: mapped and aligned to a page, as `new` was promised.
+        unsafe { raw::is_zero(self.address.as_ptr()) }
     }
 }
 
