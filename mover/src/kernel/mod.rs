@@ -2,7 +2,6 @@
 //!
 //! Nothing here knows what a migration is. Each file is one kernel interface.
 
-pub(crate) mod fault_fd;
 pub(crate) mod futex;
 mod ioctl;
 pub(crate) mod net;

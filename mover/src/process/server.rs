@@ -20,6 +20,7 @@ use super::life::{Grant, Life};
 use super::machine::Machine;
 use super::packet::{self, PacketError};
 use crate::error::GuestError;
+use crate::kernel::uffd::{self, Reach};
 use crate::limits::STATE_BYTES_MAX;
 use crate::units::usize_of;
 
@@ -253,9 +254,9 @@ impl Server {
 }
 
 fn open_fault_fd() -> (FaultFd, Option<OwnedFd>) {
-    match crate::kernel::fault_fd::open() {
-        Ok((fd, false)) => (FaultFd::Full, Some(fd)),
-        Ok((fd, true)) => (FaultFd::UserModeOnly, Some(fd)),
+    match uffd::open() {
+        Ok((fd, Reach::Everything)) => (FaultFd::Full, Some(fd)),
+        Ok((fd, Reach::UserOnly)) => (FaultFd::UserModeOnly, Some(fd)),
         Err(e) => {
             let why = format!(
                 "the kernel refuses a userfaultfd ({e}). It needs CONFIG_USERFAULTFD and a sandbox that lets it through"
