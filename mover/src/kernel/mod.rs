@@ -7,6 +7,7 @@ mod ioctl;
 pub(crate) mod net;
 pub mod pagemap;
 mod pread;
+pub mod probe;
 pub mod reads;
 pub mod uffd;
 mod uring;

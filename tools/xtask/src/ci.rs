@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{dependencies, rules, run, setup, tests_step};
 
@@ -14,12 +14,13 @@ type Step = fn() -> Result<String>;
 pub(crate) fn run(no_install: bool) -> Result<()> {
     let begun = Instant::now();
     section("set-up", || setup::run(!no_install))?;
-    let steps: [(&str, Step); 5] = [
+    let steps: [(&str, Step); 6] = [
         ("format", format),
         ("project rules", rules::run),
         ("dependencies", dependencies::run),
         ("lints", lints),
         ("documentation", documentation),
+        ("command-line documentation", command_line),
     ];
     for (name, step) in steps {
         section(name, step)?;
@@ -64,4 +65,19 @@ fn documentation() -> Result<String> {
     let mut examples = run::cargo(["test", "--quiet", "--locked", "--workspace", "--doc"])?;
     run::succeed(&mut examples)?;
     Ok("rustdoc without a warning, its examples run".into())
+}
+
+/// The man page and the shell completions are made from the same definitions as the program: they must come out.
+fn command_line() -> Result<String> {
+    let pageferry = |arguments: &[&str]| -> Result<String> {
+        let mut command = run::cargo(["run", "--quiet", "--locked", "--package", "pageferry", "--"])?;
+        run::output(command.args(arguments))
+    };
+    let man = pageferry(&["man"])?;
+    ensure!(man.contains(".TH pageferry 1"), "`pageferry man` printed no man page");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = pageferry(&["completions", shell])?;
+        ensure!(script.contains("pageferry"), "`pageferry completions {shell}` printed no completions");
+    }
+    Ok(format!("a man page of {} lines, completions for bash, zsh and fish", man.lines().count()))
 }
