@@ -2,6 +2,8 @@
 //!
 //! Nothing here knows what a migration is. Each file is one kernel interface.
 
+#[cfg(test)]
+pub(crate) mod coroutine;
 pub(crate) mod futex;
 mod ioctl;
 pub(crate) mod net;

@@ -5,11 +5,15 @@
 
 mod arena;
 mod mapping;
+#[cfg(test)]
+mod owned;
 mod page;
 mod raw;
 
 pub use arena::{Arena, Backing};
 pub use mapping::Mapping;
+#[cfg(test)]
+pub(crate) use owned::OwnedPages;
 pub use page::{GuestPage, PageBuf, Window};
 
 /// Adds a page that the test keeps alive, for tests in modules that forbid `unsafe`.
