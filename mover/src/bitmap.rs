@@ -1,5 +1,9 @@
 //! A plain bitmap of pages or blocks: u64 words, which beat compressed ones in every round that matters
-//! (`docs/DEPENDENCIES.md`).
+//! (`docs/DEPENDENCIES.md`). [`Bitmap`] has one owner, [`SharedBitmap`] many.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
 
 /// One bit per page (or per 4 KiB block of a disk).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -109,6 +113,46 @@ impl Bitmap {
             *mine &= theirs;
         }
     }
+    /// Sets the bits that are set in `bits`, 64 of them from `64 * word`; how many were clear.
+    ///
+    /// # Panics
+    /// If some of them are past the end.
+    pub fn set_word(&mut self, word: usize, bits: u64) -> u64 {
+        let past_end = (word + 1) * 64 > self.bits && bits >> (self.bits % 64) != 0;
+        assert!(!past_end, "bits {bits:#x} of word {word} reach past {} bits", self.bits);
+        let fresh = bits & !self.words[word];
+        self.words[word] |= bits;
+        u64::from(fresh.count_ones())
+    }
+    /// Clears bits `from..to`.
+    ///
+    /// # Panics
+    /// If some of them are past the end.
+    pub fn clear_range(&mut self, from: usize, to: usize) {
+        assert!(from <= to && to <= self.bits, "bits {from}..{to} of {}", self.bits);
+        let mut at = from;
+        while at < to {
+            let end = to.min((at / 64 + 1) * 64);
+            self.words[at / 64] &= !(u64::MAX >> (64 - (end - at)) << (at % 64));
+            at = end;
+        }
+    }
+    /// The next run of set bits that starts at or after `from`, as its first bit and the one after its last.
+    #[must_use]
+    pub fn next_run(&self, from: usize) -> Option<(usize, usize)> {
+        let first = self.seek(from, |word| word)?;
+        Some((first, self.seek(first, |word| !word).unwrap_or(self.bits).min(self.bits)))
+    }
+    /// The first bit at or after `from` that is set in the words as `view` shows them.
+    fn seek(&self, from: usize, view: impl Fn(u64) -> u64) -> Option<usize> {
+        let mut word = from / 64;
+        let mut bits = view(*self.words.get(word)?) & (u64::MAX << (from % 64));
+        while bits == 0 {
+            word += 1;
+            bits = view(*self.words.get(word)?);
+        }
+        Some(word * 64 + usize::try_from(bits.trailing_zeros()).unwrap_or(0))
+    }
     /// The words, 64 bits each, the last one padded with clear bits.
     #[must_use]
     pub fn words(&self) -> &[u64] {
@@ -121,6 +165,75 @@ impl Bitmap {
             .enumerate()
             .filter(|(_, w)| **w != 0)
             .flat_map(|(i, w)| bits_of(*w).map(move |b| i * 64 + b))
+    }
+}
+
+/// A bitmap that several tasks set, take and test at once, without a lock. Every operation is sequentially
+/// consistent: a bit set before a bell is rung is seen by whom the bell wakes.
+#[derive(Debug)]
+pub struct SharedBitmap {
+    words: Box<[AtomicU64]>,
+    bits: usize,
+}
+
+impl SharedBitmap {
+    /// All clear.
+    #[must_use]
+    pub fn new(bits: usize) -> Self {
+        Self { words: (0..bits.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(), bits }
+    }
+    /// Words of 64 bits.
+    #[must_use]
+    pub fn words(&self) -> usize {
+        self.words.len()
+    }
+    /// Sets bit `at`; whether it was clear.
+    ///
+    /// # Panics
+    /// If there is no such bit.
+    pub fn set(&self, at: usize) -> bool {
+        assert!(at < self.bits, "bit {at} of {}", self.bits);
+        self.words[at / 64].fetch_or(1 << (at % 64), SeqCst) & (1 << (at % 64)) == 0
+    }
+    /// Clears bit `at`; whether it was set.
+    ///
+    /// # Panics
+    /// If there is no such bit.
+    pub fn clear(&self, at: usize) -> bool {
+        assert!(at < self.bits, "bit {at} of {}", self.bits);
+        self.words[at / 64].fetch_and(!(1 << (at % 64)), SeqCst) & (1 << (at % 64)) != 0
+    }
+    /// Whether bit `at` is set.
+    #[must_use]
+    pub fn get(&self, at: usize) -> bool {
+        self.words[at / 64].load(SeqCst) & (1 << (at % 64)) != 0
+    }
+    /// Word number `word`.
+    #[must_use]
+    pub fn word(&self, word: usize) -> u64 {
+        self.words[word].load(SeqCst)
+    }
+    /// Clears word number `word` and returns what it held.
+    pub fn take_word(&self, word: usize) -> u64 {
+        match self.words[word].load(SeqCst) {
+            0 => 0,
+            _ => self.words[word].swap(0, SeqCst),
+        }
+    }
+    /// Makes it equal to `other`, of the same length, a word at a time.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn copy_from(&self, other: &Bitmap) {
+        assert_eq!(self.bits, other.bits);
+        for (mine, theirs) in self.words.iter().zip(&other.words) {
+            mine.store(*theirs, SeqCst);
+        }
+    }
+    /// Whether no bit is set, as far as that can be said while others set some.
+    #[must_use]
+    pub fn is_clear(&self) -> bool {
+        self.words.iter().all(|w| w.load(SeqCst) == 0)
     }
 }
 
@@ -144,20 +257,39 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_as_a_set(bits in 1usize..300, ops in proptest::collection::vec((0usize..300, 0usize..300, 0u8..3), 0..60)) {
+        fn behaves_as_a_set(bits in 1usize..300, ops in proptest::collection::vec((0usize..300, 0usize..300, 0u8..5), 0..60)) {
             let (mut map, mut set) = (Bitmap::new(bits), BTreeSet::new());
             for (a, b, op) in ops {
                 let (a, b) = (a % bits, b % (bits + 1));
+                let range = a.min(b)..b.max(a);
                 match op {
+                    3 => {
+                        map.clear_range(range.start, range.end);
+                        set.retain(|i| !range.contains(i));
+                    }
+                    4 => {
+                        let word = a / 64;
+                        let ones = crate::units::u64_of(b).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                        let ones = ones & u64::MAX.checked_shr(u32::try_from((word * 64 + 64).saturating_sub(bits)).unwrap()).unwrap();
+                        let fresh = bits_of(ones).filter(|i| set.insert(word * 64 + i)).count();
+                        prop_assert_eq!(map.set_word(word, ones), crate::units::u64_of(fresh));
+                    }
                     0 => prop_assert_eq!(map.set(a), set.insert(a)),
                     1 => prop_assert_eq!(map.clear(a), set.remove(&a)),
                     _ => {
-                        let range = a.min(b)..b.max(a);
                         let fresh = range.clone().filter(|i| set.insert(*i)).count();
                         prop_assert_eq!(map.set_range(range.start, range.end), fresh);
                     }
                 }
             }
+            let mut runs = Vec::new();
+            let mut at = 0;
+            while let Some((from, to)) = map.next_run(at) {
+                prop_assert!(from < to && (runs.is_empty() || from > at));
+                runs.extend(from..to);
+                at = to;
+            }
+            prop_assert_eq!(&runs, &map.iter().collect::<Vec<_>>());
             prop_assert_eq!(map.iter().collect::<Vec<_>>(), set.iter().copied().collect::<Vec<_>>());
             prop_assert_eq!(map.count(), u64::try_from(set.len()).unwrap());
         }

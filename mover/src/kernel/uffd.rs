@@ -22,7 +22,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::mm::UserfaultfdFlags;
 
 use super::ioctl::{call, exchanging, plain, reading};
-use crate::units::PAGE_BYTES_U64;
+use crate::memory::GuestPage;
+use crate::units::{PAGE_BYTES_U64, u64_of};
 
 const UFFD_API: u64 = 0xaa;
 const KIND: u8 = 0xaa;
@@ -322,21 +323,18 @@ impl Userfaultfd {
         answer.err().is_none_or(|e| e.raw_os_error() != Some(libc::ESRCH))
     }
 
-    /// Puts a page where none is, atomically, with the bytes at `source` of *this* process, and wakes who waits.
+    /// Puts a page where none is, atomically, with the bytes of `source`, a page mapped in *this* process, and wakes
+    /// who waits.
     ///
     /// # Errors
     /// `EEXIST` where there is a page already (nothing is changed, nobody woken), `ENOENT` where `to` is not watched,
     /// `ESRCH` where the process is gone, `ENOSPC`/`ENOMEM` without memory.
-    ///
-    /// # Safety
-    /// A page at `source` is mapped and readable for the call.
-    pub unsafe fn copy_page(&self, to: u64, source: *const u8) -> io::Result<()> {
+    pub fn copy_page(&self, to: u64, source: GuestPage<'_>) -> io::Result<()> {
         loop {
-            #[expect(clippy::as_conversions, reason = "the ABI takes the address as a number")]
-            let mut argument =
-                CopyArgument { dst: to, src: source as u64, len: PAGE_BYTES_U64, mode: 0, copy: 0 };
-            // SAFETY: the caller's promise for `source`; the destination belongs to whoever made the descriptor and
-            // only takes a page where it has none. Worth it: this is the one atomic way to fill a page.
+            let src = u64_of(source.address().as_ptr().addr());
+            let mut argument = CopyArgument { dst: to, src, len: PAGE_BYTES_U64, mode: 0, copy: 0 };
+            // SAFETY: `source` is mapped as long as it lives; the destination belongs to whoever made the descriptor
+            // and takes a page only where it has none. Worth it: this is the one atomic way to fill a page.
             match unsafe { call(self.fd.as_fd(), UFFDIO_COPY, &mut argument) } {
                 Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => std::thread::yield_now(),
                 other => return other.map(drop),

@@ -151,12 +151,11 @@ fn a_missing_page_is_told_of_waits_and_gets_what_it_is_given() {
         assert_eq!(address, span.start + 3 * PAGE_BYTES_U64);
         assert_ne!(thread, 0);
         assert!(!done.load(Ordering::SeqCst), "it waits");
-        let page = crate::memory::PageBuf([7; crate::units::PAGE_BYTES]);
-        // SAFETY: a page of our own.
-        unsafe { uffd.copy_page(address, page.0.as_ptr()) }.unwrap();
+        let other = Pair::new(1);
+        other.engine.page(crate::units::Pfn(0)).copy_from_slice(&[7; crate::units::PAGE_BYTES]);
+        uffd.copy_page(address, other.engine.page(crate::units::Pfn(0))).unwrap();
         assert_eq!(reader.join().unwrap(), 7);
-        // SAFETY: as above.
-        let again = unsafe { uffd.copy_page(address, page.0.as_ptr()) }.unwrap_err();
+        let again = uffd.copy_page(address, other.engine.page(crate::units::Pfn(0))).unwrap_err();
         assert_eq!(again.raw_os_error(), Some(libc::EEXIST));
         assert_eq!(uffd.zero_page(address).unwrap_err().raw_os_error(), Some(libc::EEXIST));
     });
@@ -224,4 +223,12 @@ fn the_living_and_the_dead_are_told_apart() {
         Userfaultfd::new(open().unwrap().0, Features(1 << 60)).unwrap_err().kind(),
         io::ErrorKind::Unsupported
     );
+}
+
+/// One read from the start of a file straight into a guest's page, as a guest's disk does it; bytes read.
+pub(crate) fn pread_into(file: BorrowedFd<'_>, page: crate::memory::GuestPage<'_>) -> usize {
+    // SAFETY: a page is mapped at this address for as long as `page` lives. A test of what the kernel writes there.
+    let read =
+        unsafe { libc::pread(file.as_raw_fd(), page.address().as_ptr().cast(), crate::units::PAGE_BYTES, 0) };
+    usize::try_from(read).unwrap_or_else(|_| panic!("{}", io::Error::last_os_error()))
 }

@@ -51,8 +51,8 @@ impl GuestPage<'_> {
     /// Names the page at `address`.
     ///
     /// # Safety
-    /// `address` is page-aligned and stays mapped, readable and writable, for `PAGE_BYTES`, for the lifetime of
-    /// the value, which the caller ties to a window or a mapping.
+    /// `address` is page-aligned and stays mapped and readable for `PAGE_BYTES`, for the lifetime of the value, which
+    /// the caller ties to a window or a mapping. It is writable too, or writing to it ends the process (SIGSEGV).
     #[must_use]
     pub unsafe fn new(address: NonNull<u8>) -> Self {
         Self { address, window: PhantomData }

@@ -13,6 +13,7 @@
 //! [`control`] has the messages and the rules of that protocol, [`client`] the engine's side of it, [`shared`] the
 //! layout of the shared bitmaps.
 
+pub mod backend;
 pub mod client;
 pub mod config;
 pub mod control;
