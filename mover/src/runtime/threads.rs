@@ -61,19 +61,11 @@ impl Runtime for Threads {
     }
 
     fn wait(&self, bell: &Bell, heard: u32, timeout: Duration) {
-        if bell.rings.load(Ordering::SeqCst) != heard {
-            return;
-        }
-        bell.waiters.fetch_add(1, Ordering::SeqCst);
-        futex::sleep_until_changed(&bell.rings, heard, timeout);
-        bell.waiters.fetch_sub(1, Ordering::SeqCst);
+        wait_in_steps(bell, heard, timeout, || ());
     }
 
     fn ring(&self, bell: &Bell) {
-        bell.rings.fetch_add(1, Ordering::SeqCst);
-        if bell.waiters.load(Ordering::SeqCst) != 0 {
-            futex::wake_all(&bell.rings);
-        }
+        ring_in_steps(bell, || ());
     }
 
     fn spawn(&self, name: &str, placement: Placement, body: Body) -> Box<dyn Task> {
@@ -105,6 +97,28 @@ impl Runtime for Threads {
 
     fn cpu_time(&self) -> Duration {
         Duration::from_nanos(nanoseconds(clock_gettime(ClockId::ProcessCPUTime)))
+    }
+}
+
+/// Waits for `bell`; `between` runs between the steps, where another thread could come in.
+fn wait_in_steps(bell: &Bell, heard: u32, timeout: Duration, between: impl Fn()) {
+    if bell.heard() != heard {
+        return;
+    }
+    between();
+    bell.waiters.fetch_add(1, Ordering::SeqCst);
+    between();
+    futex::sleep_until_changed(&bell.rings, heard, timeout);
+    between();
+    bell.waiters.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Rings `bell`; `between` runs between the steps, where another thread could come in.
+fn ring_in_steps(bell: &Bell, between: impl Fn()) {
+    bell.rings.fetch_add(1, Ordering::SeqCst);
+    between();
+    if bell.waiters.load(Ordering::SeqCst) != 0 {
+        futex::wake_all(&bell.rings);
     }
 }
 
@@ -170,12 +184,19 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicU64};
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_secs(10);
 
-    /// Two threads hand a number to and fro; if a ring were lost, one would sleep for a minute.
+    /// Spins for a time that differs from turn to turn, so that every step of a ring meets every step of a wait.
+    fn dawdle(turn: u64, shift: u32) {
+        for _ in 0..turn.wrapping_mul(6_364_136_223_846_793_005) >> shift {
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Two threads hand a number to and fro; if a ring were lost, one would sleep until the timeout.
     #[test]
     fn no_ring_is_lost_between_two() {
-        const TURNS: u64 = 20_000;
+        const TURNS: u64 = 6_000;
         let runtime = Arc::new(Threads::new());
         let state = Arc::new((AtomicU64::new(0), Bell::default(), Bell::default()));
         let slow = Arc::new(AtomicBool::new(false));
@@ -188,7 +209,7 @@ mod tests {
                         return;
                     }
                     let before = runtime.now();
-                    runtime.wait(bell, heard, LONG);
+                    wait_in_steps(bell, heard, LONG, || dawdle(turn * 5, 56));
                     if runtime.now().since(before) >= LONG / 2 {
                         slow.store(true, Ordering::SeqCst);
                     }
@@ -201,13 +222,13 @@ mod tests {
                 for turn in 0..TURNS {
                     await_turn(&there, &state_there.1, &state_there.0, 2 * turn + 1, &slow_there);
                     state_there.0.store(2 * turn + 2, Ordering::SeqCst);
-                    there.ring(&state_there.2);
+                    ring_in_steps(&state_there.2, || dawdle(turn, 51));
                 }
             }),
         );
         for turn in 0..TURNS {
             state.0.store(2 * turn + 1, Ordering::SeqCst);
-            runtime.ring(&state.1);
+            ring_in_steps(&state.1, || dawdle(turn + 7, 51));
             await_turn(&runtime, &state.2, &state.0, 2 * turn + 2, &slow);
         }
         partner.join().unwrap();
