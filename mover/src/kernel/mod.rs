@@ -6,6 +6,7 @@
 pub(crate) mod coroutine;
 pub(crate) mod futex;
 mod ioctl;
+pub(crate) mod namespace;
 pub(crate) mod net;
 pub mod pagemap;
 mod pread;

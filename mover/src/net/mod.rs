@@ -2,6 +2,7 @@
 //!
 //! `tcp` is the real one. TLS belongs here, as another implementation of [`Dialer`] and [`Acceptor`].
 
+pub mod lab;
 pub mod pace;
 pub mod tcp;
 
