@@ -1,1 +1,14 @@
-//! x
+//! The harness behind `cargo xtask bench`: each suite compares what the engine does with a plain reference in the same
+//! run, interleaved, and reports medians with their range. A figure whose range hides the answer is reported as
+//! undecided, not as a pass.
+//!
+//! Figures are ratios wherever they can be: machines differ, and a shared one differs from minute to minute.
+
+#![forbid(unsafe_code)]
+
+pub mod buffer;
+pub mod machine;
+pub mod report;
+pub mod stats;
+pub mod suite;
+pub mod worker;

@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows what a migration is. Each file is one kernel interface.
 
+pub mod bare;
 #[cfg(test)]
 pub(crate) mod coroutine;
 pub(crate) mod futex;

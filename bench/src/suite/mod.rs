@@ -1,0 +1,49 @@
+//! The suites, one a file.
+
+mod bare;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+use crate::report::Row;
+
+/// What every suite is given.
+pub struct Context {
+    /// Runs of each case.
+    pub runs: usize,
+    /// Smaller sizes, for a look.
+    pub quick: bool,
+    /// Where files may be made.
+    pub scratch: PathBuf,
+}
+
+impl Context {
+    /// Makes the scratch directory.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn new(runs: usize, quick: bool, scratch: PathBuf) -> Result<Self> {
+        std::fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+        Ok(Self { runs: runs.max(1), quick, scratch })
+    }
+}
+
+/// One comparison.
+pub trait Suite {
+    /// Its name on the command line.
+    fn name(&self) -> &'static str;
+    /// What it measures, in a line.
+    fn about(&self) -> &'static str;
+    /// Measures.
+    ///
+    /// # Errors
+    /// When something it needs is missing, with the way to get it.
+    fn run(&self, context: &Context) -> Result<Vec<Row>>;
+}
+
+/// All of them, in the order `all` runs them.
+#[must_use]
+pub fn all() -> Vec<Box<dyn Suite>> {
+    vec![Box::new(bare::Bare)]
+}

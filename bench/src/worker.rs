@@ -1,0 +1,235 @@
+//! The two ends of a bare socket copy, each a process of its own as the engine's ends are. The harness starts them
+//! once, so that their buffers are made once, and gives them a run at a time as a JSON line on standard input; each
+//! answers with a line.
+//!
+//! ```text
+//!   harness --> receiver  Run { connections, chunk, port: 0 }     receiver listens
+//!   receiver --> harness  Listening { port }
+//!   harness --> sender    Run { connections, chunk, port }        sender connects, sends, waits for a byte on each
+//!   both --> harness      Done { seconds, cpu_seconds, digest }
+//! ```
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use mover::kernel::bare::{receive_range, send_range};
+use mover::memory::Mapping;
+use mover::runtime::{Runtime, Threads};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::buffer::{digest, incompressible, part};
+
+/// Which end a worker is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Which {
+    /// Sends its buffer.
+    Sender,
+    /// Receives into its buffer.
+    Receiver,
+}
+
+/// One copy of the buffer.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Run {
+    /// Connections; each carries an equal part.
+    pub connections: usize,
+    /// Bytes a call.
+    pub chunk: usize,
+    /// Whether the receiver waits for whole chunks (`MSG_WAITALL`).
+    pub wait_all: bool,
+    /// Where the receiver listens; 0 for the receiver itself.
+    pub port: u16,
+    /// Whether the buffers' digests are to be told.
+    pub check: bool,
+}
+
+/// Where the receiver listens.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Listening {
+    port: u16,
+}
+
+/// What one end says of a copy.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// From the first call to the last byte's receipt.
+    pub seconds: f64,
+    /// CPU time of the process over that.
+    pub cpu_seconds: f64,
+    /// Of the buffer, if asked for.
+    pub digest: Option<u64>,
+}
+
+/// A worker's process: reads runs from standard input until it ends.
+///
+/// # Errors
+/// When a socket fails.
+pub fn serve(which: Which, bytes: usize) -> Result<()> {
+    let seed = match which {
+        Which::Sender => 1,
+        Which::Receiver => 2,
+    };
+    let buffer = incompressible(bytes, seed)?;
+    let mut output = io::stdout().lock();
+    say(&mut output, &Listening { port: 0 })?;
+    for line in io::stdin().lock().lines() {
+        let run: Run = serde_json::from_str(&line?)?;
+        let mut done = match which {
+            Which::Sender => send(&buffer, run)?,
+            Which::Receiver => {
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+                say(&mut output, &Listening { port: listener.local_addr()?.port() })?;
+                receive(&buffer, run, &listener)?
+            }
+        };
+        done.digest = run.check.then(|| digest(&buffer));
+        say(&mut output, &done)?;
+    }
+    Ok(())
+}
+
+fn say(output: &mut impl Write, what: &impl Serialize) -> Result<()> {
+    writeln!(output, "{}", serde_json::to_string(what)?)?;
+    output.flush()?;
+    Ok(())
+}
+
+fn send(buffer: &Mapping, run: Run) -> Result<Done> {
+    let streams = (0..run.connections).map(|_| {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, run.port))?;
+        stream.set_nodelay(true)?;
+        io::Result::Ok(stream)
+    });
+    transfer(buffer, streams.collect::<io::Result<_>>()?, |stream, range| {
+        for start in range.clone().step_by(run.chunk) {
+            let end = (start + run.chunk).min(range.end);
+            let mut done = start;
+            while done < end {
+                done += send_range(stream.as_fd(), buffer, done..end)?;
+            }
+        }
+        stream.read_exact(&mut [0])
+    })
+}
+
+fn receive(buffer: &Mapping, run: Run, listener: &TcpListener) -> Result<Done> {
+    let streams = (0..run.connections).map(|_| Ok(listener.accept()?.0));
+    transfer(buffer, streams.collect::<io::Result<_>>()?, |stream, range| {
+        let mut done = range.start;
+        while done < range.end {
+            let end = (done + run.chunk).min(range.end);
+            match receive_range(stream.as_fd(), buffer, done..end, run.wait_all)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                bytes => done += bytes,
+            }
+        }
+        stream.write_all(&[1])
+    })
+}
+
+/// Runs `work` on a thread for each stream and its part of the buffer.
+fn transfer(
+    buffer: &Mapping,
+    streams: Vec<TcpStream>,
+    work: impl Fn(&mut TcpStream, Range<usize>) -> io::Result<()> + Sync,
+) -> Result<Done> {
+    let runtime = Threads::new();
+    let (began, cpu) = (Instant::now(), runtime.cpu_time());
+    let count = streams.len();
+    thread::scope(|scope| {
+        let threads: Vec<_> = streams
+            .into_iter()
+            .enumerate()
+            .map(|(place, mut stream)| {
+                let work = &work;
+                let range = part(buffer.bytes(), count, place);
+                scope.spawn(move || work(&mut stream, range))
+            })
+            .collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(result) => result.map_err(anyhow::Error::from),
+            Err(_) => bail!("a thread of the copy panicked"),
+        })
+    })?;
+    let seconds = began.elapsed().as_secs_f64();
+    let cpu_seconds = runtime.cpu_time().saturating_sub(cpu).as_secs_f64();
+    Ok(Done { seconds, cpu_seconds, digest: None })
+}
+
+/// A worker seen from the harness.
+pub struct Worker {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Worker {
+    /// Starts one with a buffer of `bytes` and waits until that is made.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(which: Which, bytes: usize) -> Result<Self> {
+        let name = match which {
+            Which::Sender => "sender",
+            Which::Receiver => "receiver",
+        };
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["worker", name, &bytes.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start a worker")?;
+        let input = child.stdin.take();
+        let output = child.stdout.take().context("a worker has no standard output")?;
+        let mut worker = Self { child, input, output: BufReader::new(output) };
+        worker.hear::<Listening>()?;
+        Ok(worker)
+    }
+
+    fn tell(&mut self, run: &Run) -> Result<()> {
+        let input = self.input.as_mut().context("a worker has no standard input")?;
+        say(input, run)
+    }
+
+    fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        if line.is_empty() {
+            bail!("a worker ended; its reason is above");
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It ends at the end of its input; waiting keeps no zombie.
+        drop(self.input.take());
+        if let Err(error) = self.child.wait() {
+            eprintln!("bench: a worker could not be waited for: {error}");
+        }
+    }
+}
+
+/// One copy from `sender` to `receiver`; returns what each says. The sender's seconds are the copy's: they end when
+/// the receiver has confirmed every part.
+///
+/// # Errors
+/// When a worker ends, or the bytes that were to be compared differ.
+pub fn copy(sender: &mut Worker, receiver: &mut Worker, run: Run) -> Result<(Done, Done)> {
+    receiver.tell(&run)?;
+    let Listening { port } = receiver.hear()?;
+    sender.tell(&Run { port, ..run })?;
+    let done: (Done, Done) = (sender.hear()?, receiver.hear()?);
+    if done.0.digest != done.1.digest {
+        bail!("the receiver has other bytes than the sender");
+    }
+    Ok(done)
+}
