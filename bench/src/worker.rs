@@ -15,12 +15,15 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use mover::kernel::bare::{receive_range, send_range};
 use mover::memory::Mapping;
+use mover::net::tcp::{Settings, TcpAcceptor, TcpDialer};
+use mover::net::{Acceptor, Connection, Dialer};
 use mover::runtime::{Runtime, Threads};
+use mover::units::{PAGE_BYTES, Pfn, u64_of, usize_of};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +47,9 @@ pub struct Run {
     pub chunk: usize,
     /// Whether the receiver waits for whole chunks (`MSG_WAITALL`).
     pub wait_all: bool,
+    /// `None`: plain calls. Else the engine's TCP, chunk by chunk straight from pages, and the bytes that its sockets
+    /// may hold unsent.
+    pub unsent: Option<u32>,
     /// Where the receiver listens; 0 for the receiver itself.
     pub port: u16,
     /// Whether the buffers' digests are to be told.
@@ -82,7 +88,15 @@ pub fn serve(which: Which, bytes: usize) -> Result<()> {
     for line in io::stdin().lock().lines() {
         let run: Run = serde_json::from_str(&line?)?;
         let mut done = match which {
-            Which::Sender => send(&buffer, run)?,
+            Which::Sender => match run.unsent {
+                None => send(&buffer, run)?,
+                Some(unsent) => send_pages(&buffer, run, unsent)?,
+            },
+            Which::Receiver if run.unsent.is_some() => {
+                let mut acceptor = TcpAcceptor::listen("127.0.0.1:0", Settings::default())?;
+                say(&mut output, &Listening { port: acceptor.local().port() })?;
+                receive_pages(&buffer, run, &mut acceptor)?
+            }
             Which::Receiver => {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
                 say(&mut output, &Listening { port: listener.local_addr()?.port() })?;
@@ -134,11 +148,52 @@ fn receive(buffer: &Mapping, run: Run, listener: &TcpListener) -> Result<Done> {
     })
 }
 
+/// As [`send`], through the engine's connections.
+fn send_pages(buffer: &Mapping, run: Run, unsent: u32) -> Result<Done> {
+    let settings = Settings { unsent, ..Settings::default() };
+    let dialer = TcpDialer::new(&format!("127.0.0.1:{}", run.port), settings);
+    let connections = (0..run.connections).map(|_| dialer.dial(Duration::from_secs(5)));
+    transfer(buffer, connections.collect::<Result<_, _>>()?, |connection: &mut Connection, range| {
+        let mut pages = Vec::with_capacity(run.chunk / PAGE_BYTES);
+        for start in range.clone().step_by(run.chunk) {
+            let end = (start + run.chunk).min(range.end);
+            pages.clear();
+            pages.extend((start..end).step_by(PAGE_BYTES).map(|at| buffer.page(Pfn::at(at / PAGE_BYTES))));
+            connection.sender.send(&u64_of(start).to_le_bytes(), &pages).map_err(io::Error::other)?;
+        }
+        connection.receiver.recv(&mut [0]).map_err(io::Error::other)
+    })
+}
+
+/// As [`receive`], through the engine's connections.
+fn receive_pages(buffer: &Mapping, run: Run, acceptor: &mut TcpAcceptor) -> Result<Done> {
+    let mut connections = Vec::new();
+    while connections.len() < run.connections {
+        let accepted = acceptor.accept(Duration::from_secs(5))?;
+        connections.push(accepted.context("the sender did not connect")?);
+    }
+    transfer(buffer, connections, |connection: &mut Connection, range| {
+        let mut pages = Vec::with_capacity(run.chunk / PAGE_BYTES);
+        let mut done = 0;
+        while done < range.len() {
+            let mut head = [0; 8];
+            connection.receiver.recv(&mut head).map_err(io::Error::other)?;
+            let start = usize_of(u64::from_le_bytes(head));
+            let end = (start + run.chunk).min(start + range.len() - done);
+            pages.clear();
+            pages.extend((start..end).step_by(PAGE_BYTES).map(|at| buffer.page(Pfn::at(at / PAGE_BYTES))));
+            connection.receiver.recv_pages(&pages).map_err(io::Error::other)?;
+            done += end - start;
+        }
+        connection.sender.send(&[1], &[]).map_err(io::Error::other)
+    })
+}
+
 /// Runs `work` on a thread for each stream and its part of the buffer.
-fn transfer(
+fn transfer<S: Send>(
     buffer: &Mapping,
-    streams: Vec<TcpStream>,
-    work: impl Fn(&mut TcpStream, Range<usize>) -> io::Result<()> + Sync,
+    streams: Vec<S>,
+    work: impl Fn(&mut S, Range<usize>) -> io::Result<()> + Sync,
 ) -> Result<Done> {
     let runtime = Threads::new();
     let (began, cpu) = (Instant::now(), runtime.cpu_time());

@@ -32,7 +32,8 @@ impl Suite for Bare {
         for connections in [1, 2, 4] {
             for chunk in CHUNKS {
                 for wait_all in [false, true] {
-                    cases.push((Shape { connections, chunk, wait_all }, Runs::default(), Runs::default()));
+                    let shape = Shape { connections, chunk, wait_all, unsent: None };
+                    cases.push((shape, Runs::default(), Runs::default()));
                 }
             }
         }
@@ -63,11 +64,13 @@ pub(crate) struct Shape {
     pub(crate) chunk: usize,
     /// Whether the receiver waits for whole chunks.
     pub(crate) wait_all: bool,
+    /// `None` for plain calls, else through the engine's TCP with this many bytes unsent at most.
+    pub(crate) unsent: Option<u32>,
 }
 
 impl Shape {
     fn name(self) -> String {
-        let Self { connections, chunk, wait_all } = self;
+        let Self { connections, chunk, wait_all, .. } = self;
         let how = if wait_all { ", whole chunks received" } else { "" };
         format!("{connections} × {} KiB{how}", chunk >> 10)
     }
@@ -94,13 +97,13 @@ impl Ends {
         let sender = Worker::start(Which::Sender, bytes)?;
         let receiver = Worker::start(Which::Receiver, bytes)?;
         let mut ends = Self { sender, receiver, bytes };
-        ends.copy(Shape { connections: 2, chunk: 1 << 20, wait_all: false }, true)?;
+        ends.copy(Shape { connections: 2, chunk: 1 << 20, wait_all: false, unsent: None }, true)?;
         Ok(ends)
     }
 
     pub(crate) fn copy(&mut self, shape: Shape, check: bool) -> Result<Copied> {
-        let Shape { connections, chunk, wait_all } = shape;
-        let run = Run { connections, chunk, wait_all, port: 0, check };
+        let Shape { connections, chunk, wait_all, unsent } = shape;
+        let run = Run { connections, chunk, wait_all, unsent, port: 0, check };
         let (sent, received) = copy(&mut self.sender, &mut self.receiver, run)?;
         let gigabytes = f64_of(u64_of(self.bytes)) / 1e9;
         Ok(Copied {

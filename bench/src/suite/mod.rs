@@ -1,6 +1,8 @@
 //! The suites, one a file.
 
 mod bare;
+mod link;
+mod tcp;
 
 use std::path::PathBuf;
 
@@ -45,5 +47,5 @@ pub trait Suite {
 /// All of them, in the order `all` runs them.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Suite>> {
-    vec![Box::new(bare::Bare)]
+    vec![Box::new(bare::Bare), Box::new(tcp::Tcp), Box::new(link::Link)]
 }
