@@ -34,6 +34,26 @@ pub enum ExitClass {
 }
 
 impl ExitClass {
+    /// All of them, in the order of their codes.
+    pub const ALL: [Self; 10] = [
+        Self::Internal,
+        Self::Usage,
+        Self::Machine,
+        Self::Network,
+        Self::Peer,
+        Self::Disk,
+        Self::Guest,
+        Self::Cancelled,
+        Self::InDoubt,
+        Self::Mismatch,
+    ];
+
+    /// The class with this code.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.code() == code)
+    }
+
     /// The number a process exits with.
     #[must_use]
     pub fn code(self) -> u8 {

@@ -59,7 +59,7 @@ pub trait SourceLife: Send {
 pub trait TargetLife: Send {
     /// Loads the state outside memory.
     fn load_state(&mut self, state: &[u8]) -> Result<(), GuestError>;
-    /// Lets the guest run. When it returns, its vCPUs are going.
+    /// Lets the guest run. When it returns, its vCPUs are going; an error says that none of them has run.
     fn start(&mut self) -> Result<(), GuestError>;
     /// Stops a started guest whose outstanding pages can't be had any more; it is never left running on wrong ones.
     fn stop(&mut self) -> Result<(), GuestError>;

@@ -13,6 +13,7 @@ pub mod error;
 pub mod fingerprint;
 pub mod guest;
 pub mod index;
+pub mod journal;
 pub mod kernel;
 pub mod limits;
 pub mod memory;

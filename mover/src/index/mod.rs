@@ -1,6 +1,8 @@
 //! Where a page's content may stand on a disk: a hint, never a truth.
 
+use crate::error::DiskError;
 use crate::memory::PageBuf;
+use crate::runtime::Moment;
 use crate::units::BlockAddress;
 
 /// A lookup from page content to a disk block; what the judge asks. Shared by all lanes, takes no lock.
@@ -10,6 +12,14 @@ pub trait Duplicates: Send + Sync {
     fn find(&self, page: &PageBuf, near: Option<BlockAddress>) -> Option<BlockAddress>;
     /// Bytes the index has mapped.
     fn mapped_bytes(&self) -> u64;
+}
+
+/// Keeps an index fresh while a migration runs. Owned by the control task, which calls it between other things.
+pub trait Keeper: Send {
+    /// Forgets every block the guest has written since the last call; how many there were.
+    fn forget_written(&mut self) -> Result<u64, DiskError>;
+    /// Reads a few written blocks that have been quiet for a while and learns what they hold now.
+    fn learn(&mut self, now: Moment) -> Result<(), DiskError>;
 }
 
 /// An index that knows nothing.

@@ -98,6 +98,14 @@ impl Runtime for Threads {
     fn cpu_time(&self) -> Duration {
         Duration::from_nanos(nanoseconds(clock_gettime(ClockId::ProcessCPUTime)))
     }
+    fn private_memory(&self) -> u64 {
+        let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return 0 };
+        let kib = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+            line.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        (kib("RssAnon:").unwrap_or(0) + kib("HugetlbPages:").unwrap_or(0)) * 1024
+    }
 }
 
 /// Waits for `bell`; `between` runs between the steps, where another thread could come in.

@@ -1,11 +1,26 @@
-//! The source end: what `pageferry send` runs.
+//! The source end: what `pageferry send` runs. [`migrate`] runs the list of phases.
+//!
+//! Until the guest is given up in the commit, every way out leaves it running here as if nothing had happened.
+#![forbid(unsafe_code)]
+
+mod commit;
+mod connect;
+mod migration;
+mod rounds;
+mod stop;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::report::Mode;
+use crate::error::Error;
+use crate::guest::SourceGuest;
+use crate::index::{Duplicates, Keeper};
+use crate::journal::Journal;
+use crate::net::Dialer;
+use crate::report::{Mode, Summary};
 use crate::runtime::{Bell, Runtime};
+use crate::wire::hello::{MigrationId, Secret};
 
 /// Asks a running migration to stop; from a signal handler's thread or another task. Before the commit the guest
 /// goes on where it was; after it there is nothing to cancel any more.
@@ -91,4 +106,32 @@ pub struct Surroundings {
     pub observer: Arc<dyn crate::report::Observer>,
     /// The cancel request.
     pub cancel: Arc<Cancel>,
+}
+
+/// What is migrated, and where to.
+pub struct Parts {
+    /// The guest.
+    pub guest: SourceGuest,
+    /// Its name, for the target and the summary.
+    pub name: String,
+    /// Where its pages may stand on disks; `None` refers to nothing.
+    pub index: Option<Arc<dyn Duplicates>>,
+    /// What keeps that fresh.
+    pub keeper: Option<Box<dyn Keeper>>,
+    /// The way to the target.
+    pub dialer: Arc<dyn Dialer>,
+    /// The right to it.
+    pub token: Secret,
+    /// The migration's id.
+    pub migration: MigrationId,
+    /// The durable record of who has the guest.
+    pub journal: Box<dyn Journal>,
+}
+
+/// Migrates the guest. On success it runs on the target, and nothing of it is needed here any more. On an error it
+/// runs here as before; only [`Error::InDoubt`] leaves it paused here, for `pageferry resolve`.
+pub fn migrate(parts: Parts, config: Config, surroundings: Surroundings) -> Result<Summary, Error> {
+    let mut migration = migration::Migration::new(parts, config, surroundings);
+    let outcome = migration.run();
+    migration.wind_up(outcome)
 }

@@ -1,0 +1,237 @@
+//! Where pages come down on the target: the table, guest memory, and the moment at which the guest starts.
+//!
+//! Until then a page is written through a window. From then on an outstanding page is given to the guest whole, by
+//! [`HoldBack::release`], and a page that is there is the guest's and not touched again. In between lies the switch:
+//!
+//! ```text
+//!   early ------------------> switching ------------------> held
+//!   write through a window    nothing is written; what was   release outstanding pages,
+//!                             being written is waited for    drop everything else
+//! ```
+//! Whoever writes claims the page first and reads the mode after; [`Landing::hold_back`] sets the mode first and reads
+//! the table after. So either the writer sees the switch, or the switch sees the writer's claim and waits.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::bitmap::Bitmap;
+use crate::error::{Error, GuestError};
+use crate::guest::{GuestMemory, HoldBack};
+use crate::memory::{PageBuf, Window};
+use crate::pipeline::Failure;
+use crate::pipeline::table::{Claim, PageTable, State};
+use crate::runtime::{Bell, Runtime};
+use crate::units::{Pfn, Version};
+
+const EARLY: u8 = 0;
+const SWITCHING: u8 = 1;
+const HELD: u8 = 2;
+/// How long to wait on the `settled` bell before looking again whether the migration has failed.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// Running counts of the target, read by the reporter.
+#[derive(Default)]
+pub struct Counts {
+    /// References loaded and checked.
+    pub checked: AtomicU64,
+    /// Those whose bytes were not the page's, or could not be read.
+    pub failed: AtomicU64,
+    /// Bytes read from disks.
+    pub disk_bytes: AtomicU64,
+    /// Microseconds with at least one read in flight.
+    pub disk_busy_us: AtomicU64,
+    /// Faults on held pages answered.
+    pub faults: AtomicU64,
+    /// Pages compared with their digest.
+    pub verified: AtomicU64,
+    /// Pages of those that differed.
+    pub mismatched: AtomicU64,
+    /// The first of those, plus one.
+    pub first_mismatch: AtomicU64,
+    /// Pages loaded straight into guest memory.
+    pub direct: AtomicU64,
+}
+
+impl Counts {
+    /// Counts a page that differs from its digest.
+    pub fn mismatch(&self, pfn: Pfn) {
+        self.mismatched.fetch_add(1, SeqCst);
+        let _ = self.first_mismatch.compare_exchange(0, pfn.0 + 1, SeqCst, SeqCst);
+    }
+}
+
+/// What became of a page that was to land.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Landed {
+    /// It is in the guest's memory now.
+    Placed,
+    /// Something newer was there.
+    Dropped,
+}
+
+/// Where pages land.
+pub struct Landing {
+    /// What is known of each page.
+    pub table: PageTable,
+    /// The guest's memory.
+    pub memory: Arc<dyn GuestMemory>,
+    /// Time and tasks.
+    pub runtime: Arc<dyn Runtime>,
+    /// Where tasks say that they failed.
+    pub failure: Arc<Failure>,
+    /// Counts.
+    pub counts: Counts,
+    /// Rung when claimed pages have been settled, and when the mode changes.
+    pub settled: Bell,
+    /// Rung when there are references to load, pages to ask for, or the end has come.
+    pub work: Bell,
+    mode: AtomicU8,
+    hold: OnceLock<Arc<dyn HoldBack>>,
+}
+
+impl Landing {
+    /// For a guest that has not started.
+    #[must_use]
+    pub fn new(memory: Arc<dyn GuestMemory>, runtime: Arc<dyn Runtime>, failure: Arc<Failure>) -> Self {
+        Self {
+            table: PageTable::new(memory.pages()),
+            memory,
+            runtime,
+            failure,
+            counts: Counts::default(),
+            settled: Bell::default(),
+            work: Bell::default(),
+            mode: AtomicU8::new(EARLY),
+            hold: OnceLock::new(),
+        }
+    }
+
+    /// Whether pages may be written through a window. Asked before a claim it is advice; after one, the truth.
+    #[must_use]
+    pub fn is_early(&self) -> bool {
+        self.mode.load(SeqCst) == EARLY
+    }
+
+    /// Claims `pfn` as this moment allows. `Busy` also while the mode switches: wait with [`Self::wait_settled`].
+    pub fn claim(&self, pfn: Pfn, version: Version) -> Claim {
+        let mode = self.mode.load(SeqCst);
+        let claim = match mode {
+            SWITCHING => return Claim::Busy,
+            _ => self.table.claim(pfn, version, mode != EARLY),
+        };
+        self.runtime.interleave();
+        if let Claim::Granted(before) = claim
+            && self.mode.load(SeqCst) != mode
+        {
+            self.table.unclaim(pfn, version, before);
+            self.runtime.ring(&self.settled);
+            return Claim::Busy;
+        }
+        claim
+    }
+
+    /// Waits until some page settles or the mode changes; `heard` is the bell's count read before looking.
+    pub fn wait_settled(&self, heard: u32) -> Result<(), Error> {
+        self.failure.check()?;
+        self.runtime.wait(&self.settled, heard, GLANCE);
+        Ok(())
+    }
+
+    /// Lands a page that arrived as data: waits for whoever writes an older version, then writes it or drops it.
+    pub fn land(
+        &self,
+        pfn: Pfn,
+        version: Version,
+        page: &mut PageBuf,
+        window: &mut Window,
+    ) -> Result<Landed, Error> {
+        loop {
+            let heard = self.settled.heard();
+            match self.claim(pfn, version) {
+                Claim::Granted(before) => return self.write(pfn, version, before, page, window),
+                Claim::Stale => return Ok(Landed::Dropped),
+                Claim::Busy => self.wait_settled(heard)?,
+            }
+        }
+    }
+
+    /// Lands a page that was loaded for the reference of `version`, unless something newer has come meanwhile.
+    pub fn land_load(
+        &self,
+        pfn: Pfn,
+        version: Version,
+        page: &mut PageBuf,
+        window: &mut Window,
+    ) -> Result<Landed, Error> {
+        loop {
+            let heard = self.settled.heard();
+            let mode = self.mode.load(SeqCst);
+            if mode != SWITCHING {
+                if !self.table.claim_load(pfn, version) {
+                    return Ok(Landed::Dropped);
+                }
+                self.runtime.interleave();
+                let before = State::Outstanding(version);
+                if self.mode.load(SeqCst) == mode {
+                    return self.write(pfn, version, before, page, window);
+                }
+                self.table.unclaim(pfn, version, before);
+                self.runtime.ring(&self.settled);
+            }
+            self.wait_settled(heard)?;
+        }
+    }
+
+    /// Writes a claimed page and settles it. On an error it goes back to what it was: an outstanding page is held
+    /// back or loaded again, so what was written of it is never seen.
+    fn write(
+        &self,
+        pfn: Pfn,
+        version: Version,
+        before: State,
+        page: &mut PageBuf,
+        window: &mut Window,
+    ) -> Result<Landed, Error> {
+        let written = match self.hold.get() {
+            Some(hold) if !self.is_early() => hold.release(pfn, page.as_guest_page()),
+            _ => self.write_early(pfn, page, window),
+        };
+        match written {
+            Ok(()) => self.table.placed(pfn, version, before),
+            Err(_) => self.table.unclaim(pfn, version, before),
+        }
+        self.runtime.ring(&self.settled);
+        written?;
+        Ok(Landed::Placed)
+    }
+
+    fn write_early(&self, pfn: Pfn, page: &PageBuf, window: &mut Window) -> Result<(), GuestError> {
+        self.memory.map(&[pfn], window)?;
+        match window.page(0) {
+            Some(target) => {
+                target.copy_from(page);
+                Ok(())
+            }
+            None => Err(GuestError::State(format!("{pfn} can't be mapped on this host"))),
+        }
+    }
+
+    /// The switch: takes every outstanding page away from the guest and from then on releases them one by one.
+    /// Returns them. Called once, when all rounds are in; loads go on before and after.
+    pub fn hold_back(&self, hold: &Arc<dyn HoldBack>) -> Result<Bitmap, Error> {
+        assert!(self.hold.set(Arc::clone(hold)).is_ok(), "pages are held back once");
+        self.mode.store(SWITCHING, SeqCst);
+        let outstanding = loop {
+            let heard = self.settled.heard();
+            match self.table.survey() {
+                (outstanding, None) => break outstanding,
+                (_, Some(_)) => self.wait_settled(heard)?,
+            }
+        };
+        hold.hold_back(&outstanding)?;
+        self.mode.store(HELD, SeqCst);
+        self.runtime.ring(&self.settled);
+        Ok(outstanding)
+    }
+}

@@ -1,0 +1,226 @@
+//! The handshake: who may come in, for what, and what is made for them.
+//!
+//! A connection gets 64 bytes to show its right. One that does not is closed, and nothing of it is kept.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
+
+use crossbeam_queue::ArrayQueue;
+
+use crate::error::Error;
+use crate::journal::Journal;
+use crate::limits::LANES_MAX;
+use crate::net::{Acceptor, Connection};
+use crate::pipeline::control;
+use crate::report::Event;
+use crate::runtime::{Bell, Runtime};
+use crate::source::Surroundings;
+use crate::target::{Config, Host, Parts};
+use crate::wire::control::{HEADER_BYTES, Message, Shape};
+use crate::wire::hello::{HELLO_BYTES, Hello, MigrationId, Purpose, Secret, Verdict, Welcome};
+
+/// How long a new connection may take for its first 64 bytes.
+const HELLO_PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait in accept before looking whether someone has cancelled.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// A source that has shown its token and told the guest's shape.
+pub(super) struct Arrival {
+    pub(super) connection: Connection,
+    pub(super) door: Arc<Door>,
+    pub(super) acceptor: Box<dyn Acceptor>,
+    pub(super) shape: Shape,
+    pub(super) host: Host,
+    pub(super) journal: Box<dyn Journal>,
+}
+
+/// Waits for the source with the token. `None` if cancelled meanwhile.
+pub(super) fn arrive(parts: Parts, config: &Config, around: &Surroundings) -> Result<Option<Arrival>, Error> {
+    let Parts { mut acceptor, token, host, journal } = parts;
+    let runtime = &around.runtime;
+    let give_up = config.wait.map(|wait| runtime.now().plus(wait));
+    let (mut connection, hello) = loop {
+        if around.cancel.asked() {
+            return Ok(None);
+        }
+        if give_up.is_some_and(|moment| runtime.now() >= moment) {
+            let seconds = config.wait.unwrap_or_default().as_secs();
+            let doing = "a source was waited for";
+            return Err(crate::error::NetError::Stalled { peer: "the network".into(), seconds, doing }.into());
+        }
+        let Some(mut connection) = acceptor.accept(GLANCE)? else { continue };
+        match greet(&mut connection, &token) {
+            Ok(hello) => break (connection, hello),
+            Err(why) => notice(around, format!("turned away {}: {why}", connection.peer)),
+        }
+    };
+    let mut session = [0; 32];
+    runtime.random(&mut session);
+    let door = Arc::new(Door::new(hello.migration, Secret(session)));
+    let version = hello.common_version().unwrap_or(crate::wire::VERSION_NEWEST);
+    let welcome = Welcome {
+        version,
+        oldest: crate::wire::VERSION_OLDEST,
+        verdict: Verdict::Welcome,
+        secret: door.session,
+    };
+    connection.sender.send(&welcome.encode(), &[])?;
+    connection.receiver.set_patience(Some(config.patience));
+    let refused = |connection: &mut Connection, error: Error| {
+        // The error itself is what counts; telling it is a courtesy to the other end.
+        let _ = control::send(&mut *connection.sender, &Message::Abort(error.class(), error.to_string()));
+        error
+    };
+    let shape = match first_message(&mut connection) {
+        Ok(shape) => shape,
+        Err(error) => return Err(refused(&mut connection, error)),
+    };
+    let made = host(&shape).and_then(|host| Ok((host, journal(hello.migration, &shape, &connection.peer)?)));
+    match made {
+        Ok((host, journal)) => Ok(Some(Arrival { connection, door, acceptor, shape, host, journal })),
+        Err(error) => Err(refused(&mut connection, error)),
+    }
+}
+
+fn notice(around: &Surroundings, text: String) {
+    around.observer.event(Event::Notice { at_ms: 0.0, text });
+}
+
+/// Reads a connection's Hello and judges it; a refusal is answered.
+fn greet(connection: &mut Connection, token: &Secret) -> Result<Hello, String> {
+    let hello = read_hello(connection)?;
+    let verdict = match hello.purpose {
+        _ if hello.common_version().is_none() => Verdict::Version,
+        Purpose::Control if hello.secret.same(token) => return Ok(hello),
+        Purpose::Control => Verdict::WrongToken,
+        Purpose::Lane(_) | Purpose::Resume => Verdict::NoSession,
+    };
+    Err(refuse(connection, verdict))
+}
+
+fn read_hello(connection: &mut Connection) -> Result<Hello, String> {
+    connection.receiver.set_patience(Some(HELLO_PATIENCE));
+    let mut bytes = [0; HELLO_BYTES];
+    connection.receiver.recv(&mut bytes).map_err(|e| e.to_string())?;
+    // Who does not speak the protocol gets no answer.
+    Hello::decode(&bytes).map_err(|e| e.to_string())
+}
+
+fn refuse(connection: &mut Connection, verdict: Verdict) -> String {
+    let answer = match connection.sender.send(&Welcome::refuse(verdict).encode(), &[]) {
+        Ok(()) => String::new(),
+        Err(e) => format!(" ({e})"),
+    };
+    let why = match verdict {
+        Verdict::WrongToken => "wrong token",
+        Verdict::Busy => "a guest is being received already",
+        Verdict::Version => "no common protocol version",
+        Verdict::NoSession | Verdict::Welcome => "no such session",
+    };
+    format!("{why}{answer}")
+}
+
+fn first_message(connection: &mut Connection) -> Result<Shape, Error> {
+    let mut header = [0; HEADER_BYTES];
+    connection.receiver.recv(&mut header)?;
+    let (kind, length) = Message::header(&header)?;
+    let mut body = vec![0; length];
+    connection.receiver.recv(&mut body)?;
+    match Message::decode(kind, &body)? {
+        Message::Shape(shape) => Ok(shape),
+        other => {
+            Err(crate::error::WireError::OutOfOrder { message: other.name(), phase: "the handshake" }.into())
+        }
+    }
+}
+
+/// Who else may come in while one guest is being received: lanes, and the source again after a cut.
+pub(super) struct Door {
+    migration: MigrationId,
+    session: Secret,
+    /// Lanes that may come in, one bit each; a bit is cleared when its lane does.
+    lanes: AtomicU32,
+    /// Whether the source may come in again.
+    resumable: AtomicBool,
+    /// Lanes that have come in.
+    pub(super) new_lanes: ArrayQueue<(u8, Connection)>,
+    /// A control connection that has come in again.
+    pub(super) resumed: ArrayQueue<Connection>,
+    /// Set to close the door.
+    pub(super) closed: AtomicBool,
+}
+
+impl Door {
+    fn new(migration: MigrationId, session: Secret) -> Self {
+        Self {
+            migration,
+            session,
+            lanes: AtomicU32::new(0),
+            resumable: AtomicBool::new(false),
+            new_lanes: ArrayQueue::new(LANES_MAX),
+            resumed: ArrayQueue::new(1),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Lets each of `lanes` lanes in once.
+    pub(super) fn expect_lanes(&self, lanes: u8) {
+        self.lanes.store((1u32 << lanes) - 1, SeqCst);
+    }
+
+    /// Lets the source in again.
+    pub(super) fn expect_source(&self) {
+        self.resumable.store(true, SeqCst);
+    }
+
+    /// Lets in whoever shows the session's secret, until closed. Runs as a task; an error is the acceptor's.
+    pub(super) fn keep(
+        &self,
+        acceptor: &mut dyn Acceptor,
+        around: &Surroundings,
+        runtime: &dyn Runtime,
+        ring: &Bell,
+    ) -> Result<(), Error> {
+        while !self.closed.load(SeqCst) {
+            let Some(mut connection) = acceptor.accept(GLANCE)? else { continue };
+            match self.admit(&mut connection) {
+                Ok(Purpose::Lane(number)) => {
+                    // At most one a bit, so there is room.
+                    let _ = self.new_lanes.push((number, connection));
+                }
+                Ok(_) => {
+                    self.resumed.force_push(connection);
+                }
+                Err(why) => notice(around, format!("turned away {}: {why}", connection.peer)),
+            }
+            runtime.ring(ring);
+        }
+        Ok(())
+    }
+
+    fn admit(&self, connection: &mut Connection) -> Result<Purpose, String> {
+        let hello = read_hello(connection)?;
+        let ours = hello.migration == self.migration && hello.secret.same(&self.session);
+        let verdict = match hello.purpose {
+            _ if hello.common_version().is_none() => Verdict::Version,
+            Purpose::Control => Verdict::Busy,
+            Purpose::Lane(number) if ours && self.take_lane(number) => Verdict::Welcome,
+            Purpose::Resume if ours && self.resumable.load(SeqCst) => Verdict::Welcome,
+            Purpose::Lane(_) | Purpose::Resume => Verdict::NoSession,
+        };
+        if verdict != Verdict::Welcome {
+            return Err(refuse(connection, verdict));
+        }
+        let version = hello.common_version().unwrap_or(crate::wire::VERSION_NEWEST);
+        let secret = Secret([0; 32]);
+        let welcome = Welcome { version, oldest: crate::wire::VERSION_OLDEST, verdict, secret };
+        connection.sender.send(&welcome.encode(), &[]).map_err(|e| e.to_string())?;
+        Ok(hello.purpose)
+    }
+
+    fn take_lane(&self, number: u8) -> bool {
+        let bit = 1u32.checked_shl(number.into()).unwrap_or(0);
+        bit != 0 && self.lanes.fetch_and(!bit, SeqCst) & bit != 0
+    }
+}

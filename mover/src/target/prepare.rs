@@ -1,0 +1,94 @@
+//! Rounds come in; then everything that is not outstanding is there, and the guest is made ready to start.
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::pipeline::faults::{FaultServer, SmallLoader};
+use crate::pipeline::gate::{self, GateKeeper};
+use crate::pipeline::load::Loader;
+use crate::target::reception::{Reception, Stage};
+use crate::units::Pfn;
+use crate::wire::control::Message;
+
+impl Reception {
+    /// Loads and places until the source has paused the guest and its last round and state are here.
+    pub(super) fn fill(&mut self) -> Result<(), Error> {
+        if let Some(disks) = self.disks.clone().filter(|_| self.shape.refers) {
+            let loader = Loader::new(
+                Arc::clone(&self.landing),
+                disks,
+                self.shape.key.clone(),
+                self.config.depth,
+                self.config.direct,
+                Arc::clone(&self.finish),
+            )?;
+            self.spawn("pf-load", |_| loader.run());
+        }
+        self.wait_for(|r| {
+            r.heard.last_round.is_some_and(|round| r.finished_round() >= round)
+                && r.heard.state.len() == r.heard.state_bytes
+        })
+    }
+
+    /// Verifies where asked for, makes sure of every page, and says that the guest could start.
+    pub(super) fn prepare(&mut self) -> Result<(), Error> {
+        if self.shape.verify {
+            self.wait_for(|r| r.heard.verify_round.is_some_and(|round| r.finished_round() >= round))?;
+            self.no_mismatch("the guest goes on at the source")?;
+        }
+        match self.lazy.clone() {
+            Ok(hold) if self.shape.lazy => self.hold_back(&hold)?,
+            _ => self.wait_for(|r| r.landing.table.outstanding() == 0)?,
+        }
+        self.life.load_state(&self.heard.state)?;
+        self.stage = Stage::Ready;
+        self.expect_source();
+        self.tell(&Message::Ready).or_else(|error| match error {
+            // It may dial again: what it then hears is the same.
+            Error::Net(_) => Ok(()),
+            other => Err(other),
+        })
+    }
+
+    /// Holds back what is outstanding and starts those who will load it for the running guest.
+    fn hold_back(&mut self, hold: &Arc<dyn crate::guest::HoldBack>) -> Result<(), Error> {
+        let outstanding = self.landing.hold_back(hold)?;
+        self.lazy_pages = outstanding.count();
+        let Some(disks) = self.disks.clone().filter(|_| self.lazy_pages > 0) else { return Ok(()) };
+        let small =
+            || SmallLoader::new(Arc::clone(&self.landing), Arc::clone(&disks), self.shape.key.clone());
+        let server = FaultServer {
+            landing: Arc::clone(&self.landing),
+            hold: Arc::clone(hold),
+            loader: small()?,
+            urgent: Arc::clone(&self.urgent),
+            finish: Arc::clone(&self.finish),
+        };
+        let keeper = match self.gate.clone() {
+            Some(gate) => {
+                gate::close(&*gate, &*disks, &self.landing, &outstanding)?;
+                let landing = Arc::clone(&self.landing);
+                let finish = Arc::clone(&self.finish);
+                Some(GateKeeper { gate, landing, loader: small()?, outstanding, finish })
+            }
+            None => None,
+        };
+        self.spawn("pf-faults", |_| server.run());
+        if let Some(keeper) = keeper {
+            self.spawn("pf-gate", |_| keeper.run());
+        }
+        Ok(())
+    }
+
+    /// An error if any page differed from its digest.
+    pub(super) fn no_mismatch(&self, outcome: &'static str) -> Result<(), Error> {
+        use std::sync::atomic::Ordering::SeqCst;
+        match self.landing.counts.mismatched.load(SeqCst) {
+            0 => Ok(()),
+            count => {
+                let first = Pfn(self.landing.counts.first_mismatch.load(SeqCst).saturating_sub(1));
+                Err(Error::Mismatch { count, first, outcome })
+            }
+        }
+    }
+}
