@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer;
+pub mod fio;
 pub mod machine;
 pub mod report;
 pub mod stats;

@@ -1,6 +1,8 @@
 //! The suites, one a file.
 
 mod bare;
+mod bell;
+mod disk;
 mod link;
 mod tcp;
 
@@ -47,5 +49,11 @@ pub trait Suite {
 /// All of them, in the order `all` runs them.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Suite>> {
-    vec![Box::new(bare::Bare), Box::new(tcp::Tcp), Box::new(link::Link)]
+    vec![
+        Box::new(bare::Bare),
+        Box::new(tcp::Tcp),
+        Box::new(link::Link),
+        Box::new(disk::Disk),
+        Box::new(bell::Bells),
+    ]
 }
