@@ -12,12 +12,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use rustix::fs::FileType;
+use rustix::fs::{AtFlags, FileType, StatxFlags};
 
 use super::image::{DiskSpec, ImageDisks};
 use super::{DiskInfo, Disks, Read, Reader, Slot};
@@ -81,6 +82,21 @@ pub(super) fn wwid(fd: BorrowedFd<'_>) -> Option<String> {
     }
     let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
     wwid_at(&PathBuf::from(format!("/sys/dev/block/{major}:{minor}")).canonicalize().ok()?)
+}
+
+/// What a disk's index is filed under on this host, whatever stands on the disk: the WWID of a block device, else its
+/// number; of a file, the file system, the inode and when it was made (a file put in another's place has others).
+pub fn local_key(fd: BorrowedFd<'_>) -> io::Result<String> {
+    let stat = rustix::fs::fstat(fd)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice {
+        let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        return Ok(wwid(fd).map_or_else(|| format!("block {major}:{minor}"), |wwid| format!("wwid {wwid}")));
+    }
+    let system = rustix::fs::fstatvfs(fd)?.f_fsid;
+    let made = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)
+        .map(|statx| (statx.stx_btime.tv_sec, statx.stx_btime.tv_nsec))
+        .unwrap_or_default();
+    Ok(format!("file {system:016x} {} {}.{:09}", stat.st_ino, made.0, made.1))
 }
 
 fn wwid_at(device: &Path) -> Option<String> {
@@ -149,7 +165,7 @@ fn read_block(
         return Err(DiskError::Os {
             doing: format!("reading byte {} of disk {}", sector.bytes(), disk.0),
             remedy: "Is the storage reachable? Look at the kernel log of this host",
-            source: std::io::ErrorKind::TimedOut.into(),
+            source: io::ErrorKind::TimedOut.into(),
         });
     };
     completion.result?;

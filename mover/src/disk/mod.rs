@@ -3,6 +3,7 @@
 
 pub mod identity;
 pub mod image;
+pub mod partition;
 
 use std::time::Duration;
 

@@ -1,5 +1,11 @@
 //! Where a page's content may stand on a disk: a hint, never a truth.
 
+pub mod file;
+pub mod layout;
+pub mod scan;
+pub mod set;
+pub mod table;
+
 use crate::error::DiskError;
 use crate::memory::PageBuf;
 use crate::runtime::Moment;

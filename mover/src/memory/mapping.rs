@@ -84,6 +84,18 @@ impl Mapping {
         Ok(())
     }
 
+    /// Maps the first `bytes` of `file` for itself: what is stored through it stays in this process and never reaches
+    /// the file. The file must keep its length while it is mapped.
+    ///
+    /// # Errors
+    /// What `mmap(2)` says.
+    ///
+    /// # Panics
+    /// If `bytes` is 0 or no whole number of pages.
+    pub fn private(file: BorrowedFd<'_>, bytes: usize) -> io::Result<Self> {
+        Self::map(file, bytes, MapFlags::PRIVATE, true)
+    }
+
     /// Its first byte's address, page-aligned.
     #[must_use]
     pub fn address(&self) -> NonNull<u8> {
