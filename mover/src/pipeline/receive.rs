@@ -5,7 +5,7 @@
 //! lane holds claims only while it receives, and never waits with one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use zerocopy::byteorder::little_endian::U64;
@@ -41,6 +41,9 @@ pub struct Reception {
     pub lanes: Vec<LaneProgress>,
     /// How long a frame that has begun may stand still.
     pub patience: Duration,
+    /// Whether losing a lane is losing the migration: until everything has arrived. After that a lane only brings
+    /// refetches, and a new one can.
+    pub vital: AtomicBool,
 }
 
 impl Reception {

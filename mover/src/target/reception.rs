@@ -114,6 +114,7 @@ impl Reception {
             disks: if shape.refers { shape.disks.len() } else { 0 },
             lanes: (0..shape.lanes).map(|_| LaneProgress::default()).collect(),
             patience: config.patience,
+            vital: AtomicBool::new(true),
         });
         let mut reception = Self {
             lazy: host.guest.lazy,
@@ -317,13 +318,12 @@ impl Reception {
     fn start_lane(&mut self, number: u8, connection: Connection) -> Result<(), Error> {
         let Connection { receiver, hang_up, .. } = connection;
         let lane = Lane::new(Arc::clone(&self.shared), number.into(), receiver)?;
-        let landing = Arc::clone(&self.landing);
-        let vital = self.stage == Stage::Filling;
+        let shared = Arc::clone(&self.shared);
         let body = Box::new(move || {
             let error = lane.run();
-            // Once everything has arrived a lane only brings refetches: losing it costs time. A wrong page is another
-            // matter at any time.
-            if vital || !matches!(error, Error::Net(_)) {
+            // A wrong page is the end of it at any time.
+            if shared.vital.load(SeqCst) || !matches!(error, Error::Net(_)) {
+                let landing = &shared.landing;
                 landing.failure.set(&*landing.runtime, &landing.work, error);
             }
         });
@@ -426,8 +426,9 @@ impl Reception {
         self.shared.finished_round()
     }
 
-    /// Lets the source in again should it be lost from here on.
+    /// Everything has arrived: from here on the source may be lost and come in again.
     pub(super) fn expect_source(&self) {
+        self.shared.vital.store(false, SeqCst);
         self.door.expect_source();
     }
 
