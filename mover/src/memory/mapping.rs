@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
@@ -159,6 +159,13 @@ impl Mapping {
         // SAFETY: mapped, aligned to a page, and any bytes are an AtomicU64; other writers are the kernel and other
         // processes. Worth it: bitmaps and page tables are shared word by word.
         unsafe { std::slice::from_raw_parts(self.address.as_ptr().cast(), self.bytes / 8) }
+    }
+
+    /// All of it as atomic half words.
+    #[must_use]
+    pub fn half_words(&self) -> &[AtomicU32] {
+        // SAFETY: as for `words`.
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr().cast(), self.bytes / 4) }
     }
 }
 
