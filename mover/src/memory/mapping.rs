@@ -96,7 +96,7 @@ impl Mapping {
     /// # Panics
     /// If `bytes` is 0 or no whole number of pages.
     pub fn private(file: BorrowedFd<'_>, bytes: usize) -> io::Result<Self> {
-        Self::map(file, bytes, MapFlags::PRIVATE, true)
+        Self::map(file, bytes, MapFlags::PRIVATE, ProtFlags::READ | ProtFlags::WRITE)
     }
 
     /// Its first byte's address, page-aligned.

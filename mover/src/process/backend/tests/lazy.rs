@@ -218,6 +218,19 @@ fn a_killed_engine_leaves_waiters_waiting_for_the_next() {
 }
 
 #[test]
+fn with_nothing_outstanding_nothing_is_watched() {
+    let Some((puppet, mut guest, lazy)) = target() else { return };
+    place(&guest, 1, 1);
+    lazy.hold_back(&set_of(PAGES, [])).unwrap();
+    assert!(!puppet.is_watched("um"));
+    start(&mut guest);
+    assert_eq!([puppet.read(1), puppet.read(2)], [1, 0]);
+    lazy.finish().unwrap();
+    drop((guest, lazy));
+    assert_eq!(puppet.read(3), 0);
+}
+
+#[test]
 fn a_target_dropped_before_the_start_leaves_nothing() {
     let Some((mut puppet, guest, lazy)) = target() else { return };
     lazy.hold_back(&set_of(PAGES, [2])).unwrap();
