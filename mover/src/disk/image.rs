@@ -90,7 +90,7 @@ impl ImageDisks {
     }
 
     /// Opens `specs` without looking at what stands on them; their identities stay empty.
-    pub(super) fn open_unidentified(specs: &[DiskSpec]) -> Result<Self, DiskError> {
+    pub(crate) fn open_unidentified(specs: &[DiskSpec]) -> Result<Self, DiskError> {
         if specs.len() > DISKS_MAX {
             return Err(DiskError::Os {
                 doing: format!("opening {} disks", specs.len()),
@@ -107,6 +107,34 @@ impl ImageDisks {
             files.push(file);
         }
         Ok(Self { images: images.into(), files: files.into(), infos, notes })
+    }
+
+    /// What `disk`'s index is filed under on this host ([`identity::local_key`]).
+    pub fn local_key(&self, disk: DiskId) -> Result<String, DiskError> {
+        let number = usize::from(disk.0);
+        identity::local_key(self.files[number].fd.as_fd()).map_err(|source| DiskError::Os {
+            doing: format!("looking at {}", self.images[number].path),
+            remedy: "Look at the kernel log of this host for the cause",
+            source,
+        })
+    }
+
+    /// The byte ranges of `disk` that may hold something else than zero.
+    #[must_use]
+    pub fn data_ranges(&self, disk: DiskId) -> Vec<std::ops::Range<u64>> {
+        let number = usize::from(disk.0);
+        super::extents::data_ranges(self.files[number].fd.as_fd(), self.images[number].bytes)
+    }
+
+    /// When `disk`, a file, was last changed, in nanoseconds since 1970; 0 for a block device.
+    #[must_use]
+    pub fn changed_unix_ns(&self, disk: DiskId) -> u64 {
+        let Ok(stat) = rustix::fs::fstat(&self.files[usize::from(disk.0)].fd) else { return 0 };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return 0;
+        }
+        let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
+        seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec)
     }
 
     /// The path of `disk` on this host.

@@ -1,6 +1,8 @@
 //! Where a page's content may stand on a disk: a hint, never a truth.
 
+pub mod commands;
 pub mod file;
+pub mod keeper;
 pub mod layout;
 pub mod scan;
 pub mod set;

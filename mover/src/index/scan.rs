@@ -274,7 +274,7 @@ pub(super) fn enter(block: &[u8; PAGE_BYTES], unit: u64, table: &mut Table, coun
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::index::layout::{Layout, Region};
     use crate::memory::GuestPage;
@@ -284,7 +284,7 @@ mod tests {
     pub(crate) struct Bytes {
         pub(crate) image: Vec<u8>,
         pub(crate) slots: Vec<Vec<u8>>,
-        queued: Vec<Read>,
+        pub(crate) queued: Vec<Read>,
         pub(crate) read_bytes: u64,
     }
 
