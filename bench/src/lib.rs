@@ -8,6 +8,7 @@
 
 pub mod buffer;
 pub mod fio;
+pub mod idle;
 pub mod machine;
 pub mod report;
 pub mod stats;

@@ -1,4 +1,4 @@
-//! The two ends of a bare socket copy, each a process of its own as the engine's ends are. The harness starts them
+//! The two ends of a copy of a buffer, by plain socket calls or by the engine, each a process of its own. The harness starts them
 //! once, so that their buffers are made once, and gives them a run at a time as a JSON line on standard input; each
 //! answers with a line.
 //!
@@ -14,6 +14,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::buffer::{digest, incompressible, part};
+use crate::idle;
 
 /// Which end a worker is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -36,6 +38,20 @@ pub enum Which {
     Sender,
     /// Receives into its buffer.
     Receiver,
+}
+
+/// What copies a buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum By {
+    /// Plain calls, `chunk` bytes each.
+    Calls,
+    /// The engine's TCP layer, chunk by chunk straight from pages.
+    Tcp {
+        /// Bytes that its sockets may hold unsent.
+        unsent: u32,
+    },
+    /// The whole engine: the buffer is the memory of a guest that does nothing, migrated in mode `plain`.
+    Engine,
 }
 
 /// One copy of the buffer.
@@ -47,9 +63,8 @@ pub struct Run {
     pub chunk: usize,
     /// Whether the receiver waits for whole chunks (`MSG_WAITALL`).
     pub wait_all: bool,
-    /// `None`: plain calls. Else the engine's TCP, chunk by chunk straight from pages, and the bytes that its sockets
-    /// may hold unsent.
-    pub unsent: Option<u32>,
+    /// What copies.
+    pub by: By,
     /// Where the receiver listens; 0 for the receiver itself.
     pub port: u16,
     /// Whether the buffers' digests are to be told.
@@ -82,25 +97,29 @@ pub fn serve(which: Which, bytes: usize) -> Result<()> {
         Which::Sender => 1,
         Which::Receiver => 2,
     };
-    let buffer = incompressible(bytes, seed)?;
+    let buffer = Arc::new(incompressible(bytes, seed)?);
     let mut output = io::stdout().lock();
     say(&mut output, &Listening { port: 0 })?;
     for line in io::stdin().lock().lines() {
         let run: Run = serde_json::from_str(&line?)?;
         let mut done = match which {
-            Which::Sender => match run.unsent {
-                None => send(&buffer, run)?,
-                Some(unsent) => send_pages(&buffer, run, unsent)?,
+            Which::Sender => match run.by {
+                By::Calls => send(&buffer, run)?,
+                By::Tcp { unsent } => send_pages(&buffer, run, unsent)?,
+                By::Engine => timed(|| idle::send(&buffer, run.port, run.connections))?,
             },
-            Which::Receiver if run.unsent.is_some() => {
-                let mut acceptor = TcpAcceptor::listen("127.0.0.1:0", Settings::default())?;
-                say(&mut output, &Listening { port: acceptor.local().port() })?;
-                receive_pages(&buffer, run, &mut acceptor)?
-            }
-            Which::Receiver => {
+            Which::Receiver if run.by == By::Calls => {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
                 say(&mut output, &Listening { port: listener.local_addr()?.port() })?;
                 receive(&buffer, run, &listener)?
+            }
+            Which::Receiver => {
+                let mut acceptor = TcpAcceptor::listen("127.0.0.1:0", Settings::default())?;
+                say(&mut output, &Listening { port: acceptor.local().port() })?;
+                match run.by {
+                    By::Engine => timed(|| idle::receive(&buffer, acceptor))?,
+                    _ => receive_pages(&buffer, run, &mut acceptor)?,
+                }
             }
         };
         done.digest = run.check.then(|| digest(&buffer));
@@ -195,24 +214,31 @@ fn transfer<S: Send>(
     streams: Vec<S>,
     work: impl Fn(&mut S, Range<usize>) -> io::Result<()> + Sync,
 ) -> Result<Done> {
+    let count = streams.len();
+    timed(|| {
+        thread::scope(|scope| {
+            let threads: Vec<_> = streams
+                .into_iter()
+                .enumerate()
+                .map(|(place, mut stream)| {
+                    let work = &work;
+                    let range = part(buffer.bytes(), count, place);
+                    scope.spawn(move || work(&mut stream, range))
+                })
+                .collect();
+            threads.into_iter().try_for_each(|thread| match thread.join() {
+                Ok(result) => result.map_err(anyhow::Error::from),
+                Err(_) => bail!("a thread of the copy panicked"),
+            })
+        })
+    })
+}
+
+/// Runs `work` and takes its time.
+fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<Done> {
     let runtime = Threads::new();
     let (began, cpu) = (Instant::now(), runtime.cpu_time());
-    let count = streams.len();
-    thread::scope(|scope| {
-        let threads: Vec<_> = streams
-            .into_iter()
-            .enumerate()
-            .map(|(place, mut stream)| {
-                let work = &work;
-                let range = part(buffer.bytes(), count, place);
-                scope.spawn(move || work(&mut stream, range))
-            })
-            .collect();
-        threads.into_iter().try_for_each(|thread| match thread.join() {
-            Ok(result) => result.map_err(anyhow::Error::from),
-            Err(_) => bail!("a thread of the copy panicked"),
-        })
-    })?;
+    work()?;
     let seconds = began.elapsed().as_secs_f64();
     let cpu_seconds = runtime.cpu_time().saturating_sub(cpu).as_secs_f64();
     Ok(Done { seconds, cpu_seconds, digest: None })

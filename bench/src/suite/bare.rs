@@ -8,7 +8,7 @@ use super::{Context, Suite};
 use crate::buffer::gib;
 use crate::report::Row;
 use crate::stats::Runs;
-use crate::worker::{Run, Which, Worker, copy};
+use crate::worker::{By, Run, Which, Worker, copy};
 
 /// Chunk sizes tried.
 pub(crate) const CHUNKS: [usize; 7] = [64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20, 4 << 20];
@@ -32,7 +32,7 @@ impl Suite for Bare {
         for connections in [1, 2, 4] {
             for chunk in CHUNKS {
                 for wait_all in [false, true] {
-                    let shape = Shape { connections, chunk, wait_all, unsent: None };
+                    let shape = Shape { connections, chunk, wait_all, by: By::Calls };
                     cases.push((shape, Runs::default(), Runs::default()));
                 }
             }
@@ -64,8 +64,8 @@ pub(crate) struct Shape {
     pub(crate) chunk: usize,
     /// Whether the receiver waits for whole chunks.
     pub(crate) wait_all: bool,
-    /// `None` for plain calls, else through the engine's TCP with this many bytes unsent at most.
-    pub(crate) unsent: Option<u32>,
+    /// What copies.
+    pub(crate) by: By,
 }
 
 impl Shape {
@@ -97,13 +97,13 @@ impl Ends {
         let sender = Worker::start(Which::Sender, bytes)?;
         let receiver = Worker::start(Which::Receiver, bytes)?;
         let mut ends = Self { sender, receiver, bytes };
-        ends.copy(Shape { connections: 2, chunk: 1 << 20, wait_all: false, unsent: None }, true)?;
+        ends.copy(Shape { connections: 2, chunk: 1 << 20, wait_all: false, by: By::Calls }, true)?;
         Ok(ends)
     }
 
     pub(crate) fn copy(&mut self, shape: Shape, check: bool) -> Result<Copied> {
-        let Shape { connections, chunk, wait_all, unsent } = shape;
-        let run = Run { connections, chunk, wait_all, unsent, port: 0, check };
+        let Shape { connections, chunk, wait_all, by } = shape;
+        let run = Run { connections, chunk, wait_all, by, port: 0, check };
         let (sent, received) = copy(&mut self.sender, &mut self.receiver, run)?;
         let gigabytes = f64_of(u64_of(self.bytes)) / 1e9;
         Ok(Copied {

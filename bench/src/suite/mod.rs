@@ -4,6 +4,7 @@ mod bare;
 mod bell;
 mod disk;
 mod link;
+mod stream;
 mod tcp;
 
 use std::path::PathBuf;
@@ -50,6 +51,7 @@ pub trait Suite {
 #[must_use]
 pub fn all() -> Vec<Box<dyn Suite>> {
     vec![
+        Box::new(stream::Stream),
         Box::new(bare::Bare),
         Box::new(tcp::Tcp),
         Box::new(link::Link),

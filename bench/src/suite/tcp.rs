@@ -8,6 +8,7 @@ use super::{Context, Suite};
 use crate::buffer::gib;
 use crate::report::Row;
 use crate::stats::Runs;
+use crate::worker::By;
 
 /// Limits on unsent bytes tried; the last one is none in effect.
 const UNSENT: [u32; 6] = [64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20, 1 << 30];
@@ -27,15 +28,15 @@ impl Suite for Tcp {
     fn run(&self, context: &Context) -> Result<Vec<Row>> {
         let bytes = if context.quick { gib(1) / 4 } else { gib(2) };
         let mut ends = Ends::start(bytes)?;
-        let bare = Shape { connections: 2, chunk: 1 << 20, wait_all: false, unsent: None };
+        let bare = Shape { connections: 2, chunk: 1 << 20, wait_all: false, by: By::Calls };
         let mut cases: Vec<_> = UNSENT
             .iter()
             .map(|unsent| (*unsent, Runs::default(), Runs::default(), Runs::default()))
             .collect();
-        ends.copy(Shape { unsent: Some(UNSENT[2]), ..bare }, true)?;
+        ends.copy(Shape { by: By::Tcp { unsent: UNSENT[2] }, ..bare }, true)?;
         for round in 0..context.runs {
             for (unsent, rate, ratio, cpu) in &mut cases {
-                let ours = Shape { unsent: Some(*unsent), ..bare };
+                let ours = Shape { by: By::Tcp { unsent: *unsent }, ..bare };
                 let (first, second) = if round % 2 == 0 { (ours, bare) } else { (bare, ours) };
                 let (first, second) = (ends.copy(first, false)?, ends.copy(second, false)?);
                 let (ours, bare) = if round % 2 == 0 { (first, second) } else { (second, first) };

@@ -1,0 +1,168 @@
+//! A guest that does nothing: a buffer as its memory, a state of a few bytes, no disks. What a migration of it costs is
+//! the engine's own cost. One process sends it, another receives it, as `pageferry send` and `receive` do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use mover::bitmap::Bitmap;
+use mover::disk::WriteLog;
+use mover::disk::image::ImageDisks;
+use mover::error::{DiskError, Error, GuestError};
+use mover::guest::{DirtyLog, GuestMemory, SourceGuest, SourceLife, TargetGuest, TargetLife};
+use mover::journal::{Entry, Journal};
+use mover::memory::{Mapping, Window};
+use mover::net::tcp::{Settings, TcpAcceptor, TcpDialer};
+use mover::report::{Mode, Silent, Summary};
+use mover::runtime::Threads;
+use mover::source::{self, Surroundings};
+use mover::target;
+use mover::units::{DiskId, PageCount, Pfn};
+use mover::wire::hello::{MigrationId, Secret};
+
+/// Both ends know it; nobody else is there.
+const TOKEN: Secret = Secret([7; 32]);
+
+/// The guest's memory.
+struct Memory(Arc<Mapping>);
+
+impl GuestMemory for Memory {
+    fn pages(&self) -> PageCount {
+        self.0.pages()
+    }
+    fn pinnable(&self) -> bool {
+        true
+    }
+    fn window(&self, capacity: usize) -> Result<Window, GuestError> {
+        Ok(self.0.window(capacity))
+    }
+    fn map(&self, pfns: &[Pfn], window: &mut Window) -> Result<(), GuestError> {
+        self.0.fill(pfns.iter().map(|pfn| Some(*pfn)), window);
+        Ok(())
+    }
+    fn untouched(&self, _into: &mut Bitmap) -> Result<(), GuestError> {
+        Ok(())
+    }
+}
+
+/// Everything else of it.
+struct Idle;
+
+impl DirtyLog for Idle {
+    fn arm(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
+    fn harvest(&mut self, _into: &mut Bitmap) -> Result<PageCount, GuestError> {
+        Ok(PageCount(0))
+    }
+    fn disarm(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
+}
+
+impl WriteLog for Idle {
+    fn harvest(&mut self, _disk: DiskId, _into: &mut Bitmap) -> Result<u64, DiskError> {
+        Ok(0)
+    }
+}
+
+impl SourceLife for Idle {
+    fn pause(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
+    fn resume(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
+    fn save_state(&mut self) -> Result<Vec<u8>, GuestError> {
+        Ok(vec![0; 4096])
+    }
+    fn throttle(&mut self, _percent: u8) -> Result<(), GuestError> {
+        Ok(())
+    }
+    fn release(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
+    fn reclaim(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
+    fn destroy(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
+}
+
+impl TargetLife for Idle {
+    fn load_state(&mut self, _state: &[u8]) -> Result<(), GuestError> {
+        Ok(())
+    }
+    fn start(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
+    fn stop(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
+}
+
+impl Journal for Idle {
+    fn record(&mut self, _entry: Entry) -> Result<(), Error> {
+        Ok(())
+    }
+    fn close(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+fn surroundings() -> Surroundings {
+    Surroundings {
+        runtime: Arc::new(Threads::new()),
+        observer: Arc::new(Silent),
+        cancel: Arc::new(source::Cancel::default()),
+    }
+}
+
+/// Sends a guest whose memory is `buffer` to the process listening on `port`.
+///
+/// # Errors
+/// When the migration fails.
+pub fn send(buffer: &Arc<Mapping>, port: u16, lanes: usize) -> Result<Summary> {
+    let guest = SourceGuest {
+        memory: Arc::new(Memory(Arc::clone(buffer))),
+        dirty: Box::new(Idle),
+        life: Box::new(Idle),
+        disks: ImageDisks::open(&[])?,
+        writes: Box::new(Idle),
+    };
+    let parts = source::Parts {
+        guest,
+        name: "idle".to_owned(),
+        index: None,
+        keeper: None,
+        dialer: Arc::new(TcpDialer::new(&format!("127.0.0.1:{port}"), Settings::default())),
+        token: TOKEN,
+        migration: MigrationId([1; 16]),
+        journal: Box::new(Idle),
+    };
+    let config = source::Config { mode: Mode::Plain, lanes, ..source::Config::default() };
+    Ok(source::migrate(parts, config, surroundings())?)
+}
+
+/// Receives a guest into `buffer`.
+///
+/// # Errors
+/// When the migration fails, or nobody comes.
+pub fn receive(buffer: &Arc<Mapping>, acceptor: TcpAcceptor) -> Result<()> {
+    let memory = Arc::new(Memory(Arc::clone(buffer)));
+    let host = move |_: &_| {
+        let lazy = Err("this guest has nothing to hold back".to_owned());
+        let guest = TargetGuest { memory, life: Box::new(Idle), lazy, gate: None };
+        Ok(target::Host { guest, disks: None, readable: Vec::new() })
+    };
+    let parts = target::Parts {
+        acceptor: Box::new(acceptor),
+        token: TOKEN,
+        host: Box::new(host),
+        journal: Box::new(|_, _, _| Ok(Box::new(Idle))),
+    };
+    let config = target::Config { wait: Some(Duration::from_secs(10)), ..target::Config::default() };
+    target::receive(parts, config, surroundings())?;
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! The engine's main figure: a guest of 2 GiB that nothing can compress, prefaulted on both ends and idle, migrated in
+//! mode `plain` over loopback with two lanes, against the best bare copy of the same buffer over two connections.
+//!
+//! The guest is a buffer without a process of its own, so both sides of the comparison do the same work; handshake,
+//! rounds and commit are in the engine's time.
+
+use anyhow::{Context as _, Result};
+
+use super::bare::{CHUNKS, Copied, Ends, Shape};
+use super::{Context, Suite};
+use crate::buffer::gib;
+use crate::report::{Limit, Row};
+use crate::stats::{Runs, in_turns};
+use crate::worker::By;
+
+/// Least rate, as a part of the bare copy's.
+const RATE: Limit = Limit::AtLeast(0.75);
+/// Most CPU time, as a multiple of the bare copy's.
+const CPU: Limit = Limit::AtMost(1.35);
+
+/// The suite.
+pub(crate) struct Stream;
+
+impl Suite for Stream {
+    fn name(&self) -> &'static str {
+        "stream"
+    }
+
+    fn about(&self) -> &'static str {
+        "2 GiB of an idle guest, mode plain, loopback, against the best bare two-connection copy"
+    }
+
+    fn run(&self, context: &Context) -> Result<Vec<Row>> {
+        let mut ends = Ends::start(if context.quick { gib(1) / 2 } else { gib(2) })?;
+        let engine = Shape { connections: 2, chunk: 1 << 20, wait_all: false, by: By::Engine };
+        ends.copy(engine, true).context("the engine's first run, every byte compared")?;
+        let bare = best_bare(&mut ends, context)?;
+        let ends = std::cell::RefCell::new(ends);
+        let pairs = in_turns(
+            context.runs,
+            |_| ends.borrow_mut().copy(bare, false),
+            |_| ends.borrow_mut().copy(engine, false),
+        )?;
+        let figure = |value: fn(&(Copied, Copied)) -> f64| pairs.iter().map(value).collect::<Runs>().figure();
+        let case = format!("2 lanes; bare copy 2 × {} KiB", bare.chunk >> 10);
+        Ok(vec![
+            Row::new(&case, "bare copy", "GB/s", figure(|(bare, _)| bare.gigabytes_per_second)),
+            Row::new(&case, "engine", "GB/s", figure(|(_, ours)| ours.gigabytes_per_second)),
+            Row::new(
+                &case,
+                "rate, engine / bare copy",
+                "",
+                figure(|(bare, ours)| ours.gigabytes_per_second / bare.gigabytes_per_second),
+            )
+            .limited(RATE),
+            Row::new(&case, "CPU of both ends, bare copy", "s/GB", figure(|(bare, _)| bare.cpu_per_gigabyte)),
+            Row::new(
+                &case,
+                "CPU, engine / bare copy",
+                "",
+                figure(|(bare, ours)| ours.cpu_per_gigabyte / bare.cpu_per_gigabyte),
+            )
+            .limited(CPU),
+        ])
+    }
+}
+
+/// The bare copy with the highest median rate over all chunk sizes and both ways to receive.
+fn best_bare(ends: &mut Ends, context: &Context) -> Result<Shape> {
+    let mut cases = Vec::new();
+    for chunk in CHUNKS {
+        for wait_all in [false, true] {
+            cases.push((Shape { connections: 2, chunk, wait_all, by: By::Calls }, Runs::default()));
+        }
+    }
+    for _ in 0..context.runs.div_ceil(2) {
+        for (shape, rate) in &mut cases {
+            rate.push(ends.copy(*shape, false)?.gigabytes_per_second);
+        }
+    }
+    let best = cases
+        .into_iter()
+        .max_by(|(_, one), (_, other)| one.figure().median.total_cmp(&other.figure().median))
+        .context("there are chunk sizes")?;
+    Ok(best.0)
+}
