@@ -156,7 +156,8 @@ impl Landing {
         }
     }
 
-    /// Lands a page that was loaded for the reference of `version`, unless something newer has come meanwhile.
+    /// Lands a page that was loaded for the reference of `version`, unless something newer has come meanwhile. While
+    /// the mode switches the page is dropped and wanted again.
     pub fn land_load(
         &self,
         pfn: Pfn,
@@ -165,21 +166,24 @@ impl Landing {
         window: &mut Window,
     ) -> Result<Landed, Error> {
         loop {
-            let heard = self.settled.heard();
             let mode = self.mode.load(SeqCst);
-            if mode != SWITCHING {
-                if !self.table.claim_load(pfn, version) {
-                    return Ok(Landed::Dropped);
-                }
-                self.runtime.interleave();
-                let before = State::Outstanding(version);
-                if self.mode.load(SeqCst) == mode {
-                    return self.write(pfn, version, before, page, window);
-                }
-                self.table.unclaim(pfn, version, before);
-                self.runtime.ring(&self.settled);
+            if mode == SWITCHING {
+                // The loader holds the claims of its other loads, for which the switch waits: it must not wait for
+                // the switch. The page is loaded again behind it.
+                self.table.wanted.set(pfn.index());
+                self.runtime.ring(&self.work);
+                return Ok(Landed::Dropped);
             }
-            self.wait_settled(heard)?;
+            if !self.table.claim_load(pfn, version) {
+                return Ok(Landed::Dropped);
+            }
+            self.runtime.interleave();
+            let before = State::Outstanding(version);
+            if self.mode.load(SeqCst) == mode {
+                return self.write(pfn, version, before, page, window);
+            }
+            self.table.unclaim(pfn, version, before);
+            self.runtime.ring(&self.settled);
         }
     }
 

@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 use zerocopy::byteorder::little_endian::U64;
 
 use crate::bitmap::{SharedBitmap, bits_of};
-use crate::error::{Error, GuestError};
+use crate::error::{Error, GuestError, NetError};
 use crate::fingerprint::CheckKey;
 use crate::guest::GuestMemory;
 use crate::index::Duplicates;
@@ -23,7 +23,7 @@ use crate::net::{SendPath, Sender};
 use crate::pipeline::Failure;
 use crate::pipeline::judge::{Backlog, Class, Fate, judge};
 use crate::pipeline::work::{Purpose, Round};
-use crate::runtime::{Bell, Runtime};
+use crate::runtime::{Bell, Moment, Runtime};
 use crate::units::{BlockAddress, PAGE_BYTES_U64, Pfn, Version, u64_of};
 use crate::wire::frame::{Digest, HEADER_BYTES, Header, Kind, Reference, TABLE_BYTES_MAX, ZeroRun};
 
@@ -118,6 +118,8 @@ pub struct Sending {
     pub version: AtomicU32,
     /// How busy the pipes are.
     pub pipes: Pipes,
+    /// How long what was sent may stay on its way.
+    pub patience: Duration,
     /// Counts.
     pub sent: Sent,
     /// Rung when there is work for the lanes.
@@ -157,6 +159,8 @@ pub struct Lane {
     page: PageBuf,
     near: Option<BlockAddress>,
     refetch_word: usize,
+    /// Bytes that were on their way when the lane became idle or they last became fewer, and when that was.
+    stuck: Option<(Moment, u64)>,
 }
 
 impl Lane {
@@ -184,6 +188,7 @@ impl Lane {
             page: PageBuf::zeroed(),
             near: None,
             refetch_word: 0,
+            stuck: None,
         })
     }
 
@@ -199,9 +204,13 @@ impl Lane {
                 round = self.jobs.pop();
             }
             match &round {
-                None => self.shared.runtime.wait(&self.shared.work, heard, GLANCE),
+                None => {
+                    self.shared.runtime.wait(&self.shared.work, heard, GLANCE);
+                    self.check_moving()?;
+                }
                 Some(current) => {
                     let current = Arc::clone(current);
+                    self.stuck = None;
                     if !self.piece(&current)? {
                         self.barrier(&current)?;
                         round = None;
@@ -210,6 +219,24 @@ impl Lane {
             }
         }
         Ok(())
+    }
+
+    /// What an idle lane has sent must be on its way: a connection that died under it is told by nobody else, as the
+    /// others go on.
+    fn check_moving(&mut self) -> Result<(), Error> {
+        let (now, backlog) = (self.shared.runtime.now(), self.sender.backlog_bytes());
+        if backlog == 0 || self.stuck.is_none_or(|(_, bytes)| bytes != backlog) {
+            self.stuck = (backlog > 0).then_some((now, backlog));
+            return Ok(());
+        }
+        match self.stuck {
+            Some((since, _)) if now.since(since) >= self.shared.patience => {
+                let seconds = now.since(since).as_secs();
+                let peer = format!("the target's end of lane {}", self.number);
+                Err(NetError::Stalled { peer, seconds, doing: "sending to it" }.into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Sends the next piece of a round; `false` if there is none left.

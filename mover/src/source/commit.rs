@@ -7,7 +7,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use crate::error::{Error, ExitClass};
+use crate::error::{Error, ExitClass, NetError};
 use crate::journal::Entry;
 use crate::pipeline::control;
 use crate::source::migration::{Heard, Hold, Migration, ms};
@@ -134,7 +134,9 @@ impl Migration {
     }
 
     fn drop_link(&mut self) -> Result<(), Error> {
-        // The lanes end by themselves on the failure; it is forgotten once they have.
+        // Lanes end on the failure, those that have nothing to send too; it is forgotten once they have.
+        self.failure.set(&*self.around.runtime, &self.bell, Error::Net(NetError::HungUp));
+        self.around.runtime.ring(&self.sending.work);
         self.end_lanes()?;
         if let Some(mut peer) = self.peer.take() {
             peer.hang_up.hang_up();

@@ -137,6 +137,7 @@ fn new_sending(parts: &Parts, config: &Config, around: &Surroundings) -> Arc<Sen
         refetch_asked: AtomicBool::new(false),
         version: AtomicU32::new(0),
         pipes: Pipes::default(),
+        patience: config.patience,
         sent: Sent::default(),
         work: Bell::default(),
         done: Arc::default(),

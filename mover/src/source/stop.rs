@@ -18,6 +18,8 @@ impl Migration {
         // Set before the call: even a pause that fails half-way is to be undone.
         self.hold = Hold::Paused;
         self.life.pause()?;
+        // The guest reads on the target what it wrote here, referred to or not.
+        self.disks.flush()?;
         self.part("pause", began);
         let began = self.around.runtime.now();
         self.harvest()?;

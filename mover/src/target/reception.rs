@@ -450,8 +450,8 @@ impl Reception {
         if let Err(error) = &outcome {
             if self.stage < Stage::Started {
                 // The record first: from here on a commit that still arrives is answered with "discarded".
-                self.journal.record(Entry::Discarded)?;
-                if self.stage == Stage::Ready {
+                let recorded = self.journal.record(Entry::Discarded);
+                if self.stage == Stage::Ready && recorded.is_ok() {
                     let _ = self.tell(&Message::Standing(Standing::Discarded));
                 }
             }
