@@ -24,7 +24,6 @@ pub mod process;
 pub mod report;
 pub mod runtime;
 #[cfg(test)]
-#[expect(dead_code, reason = "the scenarios that use the rest of it come with source and target")]
 mod sim;
 pub mod source;
 pub mod target;

@@ -11,14 +11,12 @@ use super::control::{Phase, Request, Role};
 pub(super) trait Machinery {
     /// Stops the vCPUs between two operations, disk I/O finished.
     fn pause(&mut self) -> Result<(), String>;
-    /// Lets them go on.
+    /// Lets them go on (or begin).
     fn resume(&mut self);
     /// The state outside memory.
     fn save(&mut self) -> Result<Vec<u8>, String>;
     /// Takes it.
     fn load(&mut self, state: &[u8]) -> Result<(), String>;
-    /// Starts a loaded guest; whether pages are held back from it.
-    fn start(&mut self, holding: bool);
     /// Slows down to so many percent.
     fn throttle(&mut self, percent: u8);
     /// No page is held back any more.
@@ -122,7 +120,10 @@ impl Life {
             Request::Start { holding } => {
                 self.as_engine(connection, Role::Target, &[Phase::Loaded], "started")?;
                 self.holding = *holding;
-                machine.start(*holding);
+                if !self.holding {
+                    machine.holds_done();
+                }
+                machine.resume();
                 self.now(Phase::Running)
             }
             Request::HoldsDone => {
@@ -245,9 +246,6 @@ mod tests {
         fn load(&mut self, state: &[u8]) -> Result<(), String> {
             if state.is_empty() { Err("empty".into()) } else { Ok(()) }
         }
-        fn start(&mut self, holding: bool) {
-            self.0.push(format!("start {holding}"));
-        }
         fn throttle(&mut self, percent: u8) {
             self.0.push(format!("throttle {percent}"));
         }
@@ -316,7 +314,7 @@ mod tests {
             &mut life,
             &[attach(Role::Target), Request::LoadState { bytes: 1 }, Request::Start { holding: true }],
         );
-        assert_eq!(machine.0, ["start true"]);
+        assert_eq!(machine.0, ["resume"]);
         life.lost(1, &mut machine);
         assert!(
             life.handle(2, &attach(Role::Source), &[], &mut machine).unwrap_err().contains("outstanding")

@@ -405,6 +405,8 @@ impl HoldBack for SimHoldBack {
         if held > 0 {
             guest.scheduler.fail(format!("holding back ends with {held} pages never given to the guest"));
         }
+        guest.state().gated.iter_mut().for_each(Bitmap::clear_all);
+        guest.scheduler.wake(guest.gate_opened);
         Ok(())
     }
 }

@@ -1,13 +1,23 @@
 //! What stands in a page or a disk block: 4 KiB named by one number, so that a shadow of a whole guest is a list of
 //! numbers and a wrong page says which one it is.
 
-use super::rng::mix;
-use crate::memory::PageBuf;
-use crate::units::PAGE_BYTES;
+use std::sync::LazyLock;
 
-/// The name of 4 KiB of bytes. Its own bytes tell the name: the first word is it.
+use super::rng::{Rng, mix};
+use crate::memory::PageBuf;
+use crate::units::{PAGE_BYTES, PAGE_BYTES_U64, usize_of};
+
+/// The name of 4 KiB of bytes. Its own bytes tell the name: every sector begins with it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(crate) struct Content(pub(crate) u64);
+
+/// Bytes of no meaning; a page is a stretch of them with its name in every sector. Copying is what makes thousands of
+/// seeds a minute.
+static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut bytes = vec![0; 2 * PAGE_BYTES];
+    Rng::new(1, "pattern").fill(&mut bytes);
+    bytes
+});
 
 /// Contents with this bit differ from those without it in a single byte late in the page.
 const TWIN: u64 = 1 << 63;
@@ -34,15 +44,13 @@ impl Content {
         }
         let name = self.0 & !TWIN;
         let start = mix(name);
-        let mut word = start | 1;
-        for chunk in out.chunks_exact_mut(8) {
-            word = word.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
-            chunk.copy_from_slice(&word.to_le_bytes());
+        let from = usize_of(start % PAGE_BYTES_U64);
+        out.copy_from_slice(&PATTERN[from..from + PAGE_BYTES]);
+        for sector in out.chunks_exact_mut(512) {
+            sector[..8].copy_from_slice(&name.to_le_bytes());
         }
-        out[..8].copy_from_slice(&name.to_le_bytes());
         if self.0 & TWIN != 0 {
-            let [.., a, b] = start.to_be_bytes();
-            out[2048 + usize::from(u16::from_be_bytes([a, b]) % 2048)] ^= 1;
+            out[2056 + usize_of(start >> 32) % 500] ^= 1;
         }
     }
 

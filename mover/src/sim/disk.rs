@@ -81,7 +81,6 @@ struct State {
     /// Every read fails.
     broken: bool,
     memories: Vec<Arc<OwnedPages>>,
-    read: u64,
 }
 
 /// The disks of one guest.
@@ -124,7 +123,7 @@ impl DiskWorld {
             });
         }
         let alignment = shape.alignment;
-        let state = State { rng, shape, disks, slowness: 1, broken: false, memories, read: 0 };
+        let state = State { rng, shape, disks, slowness: 1, broken: false, memories };
         Arc::new(Self { scheduler: Arc::clone(scheduler), state: Mutex::new(state), infos, alignment })
     }
 
@@ -142,6 +141,11 @@ impl DiskWorld {
         Box::new(SimWriteLog { world: Arc::clone(self) })
     }
 
+    /// Blocks of each disk.
+    pub(crate) fn sizes(&self) -> Vec<usize> {
+        self.infos.iter().map(|info| usize_of(info.bytes / PAGE_BYTES_U64)).collect()
+    }
+
     /// Makes reads take `times` as long.
     pub(crate) fn slow(&self, times: u64) {
         self.state().slowness = times;
@@ -150,11 +154,6 @@ impl DiskWorld {
     /// Makes every read of the engine fail, or not any more.
     pub(crate) fn broken(&self, broken: bool) {
         self.state().broken = broken;
-    }
-
-    /// Bytes the engine read.
-    pub(crate) fn read_bytes(&self) -> u64 {
-        self.state().read
     }
 
     /// The guest is about to write a block.
@@ -374,7 +373,6 @@ impl Device {
                 }
             }
         }
-        state.read += u64_of(piece);
         request.done += piece;
         (request.done >= length).then_some(Ok(length))
     }

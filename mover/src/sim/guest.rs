@@ -233,12 +233,10 @@ impl Guest {
         self.state().attached[host].active
     }
 
-    /// The machine that holds a stopped guest whose pages are lost to it, or an operator who gives it up.
-    pub(crate) fn abandon_target(&self) {
-        let mut state = self.state();
-        if state.target == TargetPhase::Running {
-            state.target = TargetPhase::Stopped;
-        }
+    /// Whether it is neither slowed down nor watched.
+    pub(crate) fn is_at_ease(&self) -> bool {
+        let state = self.state();
+        state.throttle == 100 && !state.armed
     }
 
     /// Makes a guest on the target's host, to receive into.

@@ -138,7 +138,6 @@ struct State {
     listening: bool,
     backlog: Vec<(u64, usize)>,
     memories: Vec<Arc<OwnedPages>>,
-    sent: u64,
 }
 
 /// The link between two hosts.
@@ -166,7 +165,6 @@ impl Network {
             listening: false,
             backlog: Vec::new(),
             memories,
-            sent: 0,
         };
         Arc::new(Self {
             scheduler: Arc::clone(scheduler),
@@ -194,11 +192,6 @@ impl Network {
     /// Connections that one end still holds open.
     pub(crate) fn open(&self, side: usize) -> usize {
         self.state().lines.iter().filter(|l| l.ends[side].handles > 0 && !l.ends[side].closed).count()
-    }
-
-    /// Bytes that entered the link.
-    pub(crate) fn sent(&self) -> u64 {
-        self.state().sent
     }
 
     /// Takes the link down; what is on its way waits.
@@ -399,7 +392,6 @@ impl State {
     fn put(&mut self, now: u64, line: usize, side: usize, bytes: Bytes, len: usize) {
         let depart = self.free_at.max(now);
         self.free_at = depart + u64_of(len) * SECOND / self.shape.bandwidth;
-        self.sent += u64_of(len);
         let jitter = self.rng.below(self.shape.jitter);
         let line = &mut self.lines[line];
         let pipe = &mut line.pipes[side];
@@ -591,8 +583,10 @@ impl Sender for SimSender {
     }
 
     fn backlog_bytes(&self) -> u64 {
+        let now = self.handle.network.scheduler.now();
         let state = self.handle.network.state();
-        u64_of(state.lines[self.handle.line].pipes[self.handle.side].queued)
+        let pipe = &state.lines[self.handle.line].pipes[self.handle.side];
+        u64_of(pipe.segments.iter().filter(|s| s.arrives > now).map(Segment::len).sum())
     }
 
     fn path(&self) -> SendPath {

@@ -87,6 +87,7 @@ impl Runtime for SimRuntime {
     fn cpu_time(&self) -> Duration {
         Duration::from_nanos(self.scheduler.now() / 2)
     }
+
     fn private_memory(&self) -> u64 {
         0
     }

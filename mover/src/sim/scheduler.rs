@@ -401,13 +401,19 @@ impl Scheduler {
         state.failure.get_or_insert(Failure::Violation(text));
     }
 
-    /// Records an event, if this run is traced; `text` is only made then.
+    /// Records an event, if this run is traced; `text` is only made then, and may not call the scheduler.
     pub(crate) fn note(&self, text: impl FnOnce() -> String) {
         let mut state = self.state();
         if state.trace.is_some() {
             let text = text();
             state.note(&text);
         }
+    }
+
+    /// The names of the tasks of `group` that have not ended.
+    pub(crate) fn living(&self, group: Group) -> Vec<String> {
+        let state = self.state();
+        state.tasks.iter().filter(|t| t.group == group && !t.done).map(|t| t.name.clone()).collect()
     }
 
     /// What every task that has not ended waits for, a line each.

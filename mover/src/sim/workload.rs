@@ -13,7 +13,7 @@ use crate::memory::PageBuf;
 use crate::units::{PAGE_BYTES, Pfn, u64_of, usize_of};
 
 /// Operations after which a task takes twice its time.
-const TIRING: u64 = 1_000;
+const TIRING: u64 = 300;
 
 /// How a guest starts: its pages, and its disks' blocks.
 pub(crate) struct Beginning {
