@@ -1,15 +1,17 @@
 //! A guest that does nothing: a buffer as its memory, a state of a few bytes, no disks. What a migration of it costs is
 //! the engine's own cost. One process sends it, another receives it, as `pageferry send` and `receive` do.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use mover::bitmap::Bitmap;
-use mover::disk::WriteLog;
-use mover::disk::image::ImageDisks;
+use mover::disk::image::{DiskSpec, ImageDisks};
+use mover::disk::{Disks, WriteLog};
 use mover::error::{DiskError, Error, GuestError};
 use mover::guest::{DirtyLog, GuestMemory, SourceGuest, SourceLife, TargetGuest, TargetLife};
+use mover::index::Duplicates;
 use mover::journal::{Entry, Journal};
 use mover::memory::{Mapping, Window};
 use mover::net::tcp::{Settings, TcpAcceptor, TcpDialer};
@@ -119,42 +121,72 @@ fn surroundings() -> Surroundings {
     }
 }
 
+/// How an idle guest is migrated.
+pub struct Plan {
+    /// Mode.
+    pub mode: Mode,
+    /// Lanes.
+    pub lanes: usize,
+    /// Cap on the link, bytes a second.
+    pub bandwidth: Option<u64>,
+    /// The image both ends read as the guest's disk, if it has one.
+    pub disk: Option<PathBuf>,
+    /// Where pages stand on it.
+    pub known: Option<Arc<dyn Duplicates>>,
+}
+
+impl Plan {
+    /// Everything as data, as fast as it goes.
+    #[must_use]
+    pub fn plain(lanes: usize) -> Self {
+        Self { mode: Mode::Plain, lanes, bandwidth: None, disk: None, known: None }
+    }
+}
+
+fn disks(path: Option<&Path>) -> Result<Arc<dyn Disks>, DiskError> {
+    let spec = path.map(|path| DiskSpec { name: "disk0".to_owned(), path: path.to_owned(), writable: false });
+    ImageDisks::open(spec.as_slice())
+}
+
 /// Sends a guest whose memory is `buffer` to the process listening on `port`.
 ///
 /// # Errors
 /// When the migration fails.
-pub fn send(buffer: &Arc<Mapping>, port: u16, lanes: usize) -> Result<Summary> {
+pub fn send(buffer: &Arc<Mapping>, port: u16, plan: Plan) -> Result<Summary> {
     let guest = SourceGuest {
         memory: Arc::new(Memory(Arc::clone(buffer))),
         dirty: Box::new(Idle),
         life: Box::new(Idle),
-        disks: ImageDisks::open(&[])?,
+        disks: disks(plan.disk.as_deref())?,
         writes: Box::new(Idle),
     };
     let parts = source::Parts {
         guest,
         name: "idle".to_owned(),
-        index: None,
+        index: plan.known,
         keeper: None,
         dialer: Arc::new(TcpDialer::new(&format!("127.0.0.1:{port}"), Settings::default())),
         token: TOKEN,
         migration: MigrationId([1; 16]),
         journal: Box::new(Idle),
     };
-    let config = source::Config { mode: Mode::Plain, lanes, ..source::Config::default() };
+    let Plan { mode, lanes, bandwidth, .. } = plan;
+    let config = source::Config { mode, lanes, bandwidth, ..source::Config::default() };
     Ok(source::migrate(parts, config, surroundings())?)
 }
 
-/// Receives a guest into `buffer`.
+/// Receives a guest into `buffer`, its disk read from `disk`.
 ///
 /// # Errors
 /// When the migration fails, or nobody comes.
-pub fn receive(buffer: &Arc<Mapping>, acceptor: TcpAcceptor) -> Result<()> {
+pub fn receive(buffer: &Arc<Mapping>, acceptor: TcpAcceptor, disk: Option<&Path>) -> Result<()> {
     let memory = Arc::new(Memory(Arc::clone(buffer)));
+    let disks = disk.map(|path| disks(Some(path))).transpose()?;
     let host = move |_: &_| {
         let lazy = Err("this guest has nothing to hold back".to_owned());
         let guest = TargetGuest { memory, life: Box::new(Idle), lazy, gate: None };
-        Ok(target::Host { guest, disks: None, readable: Vec::new() })
+        let readable = disks.iter().map(|_| Ok(())).collect();
+        Ok(target::Host { guest, disks, readable })
     };
     let parts = target::Parts {
         acceptor: Box::new(acceptor),

@@ -29,7 +29,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::buffer::{digest, incompressible, part};
-use crate::idle;
+use crate::idle::{self, Plan};
 
 /// Which end a worker is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -106,7 +106,7 @@ pub fn serve(which: Which, bytes: usize) -> Result<()> {
             Which::Sender => match run.by {
                 By::Calls => send(&buffer, run)?,
                 By::Tcp { unsent } => send_pages(&buffer, run, unsent)?,
-                By::Engine => timed(|| idle::send(&buffer, run.port, run.connections))?,
+                By::Engine => timed(|| idle::send(&buffer, run.port, Plan::plain(run.connections)))?,
             },
             Which::Receiver if run.by == By::Calls => {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -117,7 +117,7 @@ pub fn serve(which: Which, bytes: usize) -> Result<()> {
                 let mut acceptor = TcpAcceptor::listen("127.0.0.1:0", Settings::default())?;
                 say(&mut output, &Listening { port: acceptor.local().port() })?;
                 match run.by {
-                    By::Engine => timed(|| idle::receive(&buffer, acceptor))?,
+                    By::Engine => timed(|| idle::receive(&buffer, acceptor, None))?,
                     _ => receive_pages(&buffer, run, &mut acceptor)?,
                 }
             }

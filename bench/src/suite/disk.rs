@@ -18,18 +18,18 @@ use crate::fio::{self, Reached, RunLength};
 use crate::report::{Limit, Row};
 use crate::stats::{Runs, in_turns};
 
-/// Lengths of runs, by number of runs.
+/// Runs of mixed length, by number of runs: what a page cache looks like.
+pub(crate) const MIXED: &[RunLength] = &[
+    RunLength { bytes: 4 << 10, percent: 30 },
+    RunLength { bytes: 16 << 10, percent: 30 },
+    RunLength { bytes: 64 << 10, percent: 25 },
+    RunLength { bytes: 256 << 10, percent: 15 },
+];
+
+/// Distributions tried.
 const DISTRIBUTIONS: [(&str, &[RunLength]); 3] = [
     ("4 KiB runs", &[RunLength { bytes: 4 << 10, percent: 100 }]),
-    (
-        "4 to 256 KiB runs",
-        &[
-            RunLength { bytes: 4 << 10, percent: 30 },
-            RunLength { bytes: 16 << 10, percent: 30 },
-            RunLength { bytes: 64 << 10, percent: 25 },
-            RunLength { bytes: 256 << 10, percent: 15 },
-        ],
-    ),
+    ("4 to 256 KiB runs", MIXED),
     ("1 MiB runs", &[RunLength { bytes: 1 << 20, percent: 100 }]),
 ];
 
@@ -91,10 +91,10 @@ pub(crate) fn image(scratch: &Path, bytes: u64) -> Result<PathBuf> {
 }
 
 /// Marsaglia's xorshift.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -141,7 +141,7 @@ fn ours(file: &Path, lengths: &[RunLength], seconds: f64, seed: u64) -> Result<R
 }
 
 /// A length drawn from the distribution.
-fn length(lengths: &[RunLength], random: u64) -> usize {
+pub(crate) fn length(lengths: &[RunLength], random: u64) -> usize {
     let mut rest = usize_of((random >> 16) % 100);
     for length in lengths {
         let percent = usize::try_from(length.percent).unwrap_or(100);
@@ -162,8 +162,7 @@ mod tests {
         for (name, lengths) in DISTRIBUTIONS {
             assert_eq!(lengths.iter().map(|length| length.percent).sum::<u32>(), 100, "{name}");
         }
-        let lengths = DISTRIBUTIONS[1].1;
-        let count = (0..100_u64).filter(|n| length(lengths, n << 16) == 256 << 10).count();
+        let count = (0..100_u64).filter(|n| length(MIXED, n << 16) == 256 << 10).count();
         assert_eq!(count, 15);
     }
 }

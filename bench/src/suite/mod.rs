@@ -4,6 +4,7 @@ mod bare;
 mod bell;
 mod disk;
 mod link;
+mod load;
 mod stream;
 mod tcp;
 
@@ -52,6 +53,7 @@ pub trait Suite {
 pub fn all() -> Vec<Box<dyn Suite>> {
     vec![
         Box::new(stream::Stream),
+        Box::new(load::Load),
         Box::new(bare::Bare),
         Box::new(tcp::Tcp),
         Box::new(link::Link),

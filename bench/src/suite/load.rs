@@ -1,0 +1,166 @@
+//! Loading by reference: a guest whose pages all stand on its disk, in runs of given lengths at random places, migrated
+//! in mode `refer` over a capped link, against fio on the same file with the same run lengths and reads in flight.
+//!
+//! The link is capped so that hardly a page is worth sending as data; what counts is how fast the target reads,
+//! checks and places.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context as _, Result, anyhow};
+use mover::index::Duplicates;
+use mover::limits::READ_DEPTH;
+use mover::memory::{Mapping, PageBuf};
+use mover::net::tcp::{Settings, TcpAcceptor};
+use mover::report::{Mode, Summary};
+use mover::units::{BlockAddress, DiskId, PAGE_BYTES, PAGE_BYTES_U64, Pfn, Sector, f64_of, u64_of, usize_of};
+
+use super::disk::{MIXED, Random, image, length};
+use super::{Context, Suite};
+use crate::buffer::{digest, gib, incompressible};
+use crate::fio;
+use crate::idle::{self, Plan};
+use crate::report::{Limit, Row};
+use crate::stats::{Runs, in_turns};
+
+/// Bytes a second on the link: enough for references, far below the disk's rate.
+const LINK: u64 = 60_000_000;
+
+/// The suite.
+pub(crate) struct Load;
+
+impl Suite for Load {
+    fn name(&self) -> &'static str {
+        "load"
+    }
+
+    fn about(&self) -> &'static str {
+        "loading by reference against fio: same file, run lengths and depth"
+    }
+
+    fn run(&self, context: &Context) -> Result<Vec<Row>> {
+        let (file_bytes, guest_bytes) = if context.quick { (1 << 30, gib(1) / 4) } else { (4 << 30, gib(1)) };
+        let file = image(&context.scratch, file_bytes)?;
+        let source = Arc::new(incompressible(guest_bytes, 1)?);
+        let known: Arc<dyn Duplicates> = Arc::new(Known::fill(&source, &file)?);
+        let target = Arc::new(incompressible(guest_bytes, 2)?);
+        let seconds = if context.quick { 0.5 } else { 2.0 };
+        let pairs = in_turns(
+            context.runs,
+            |_| fio::read(&file, MIXED, READ_DEPTH, seconds),
+            |round| {
+                let summary = migrate(&source, &target, &file, &known)?;
+                if round == 0 && digest(&source) != digest(&target) {
+                    return Err(anyhow!("the target has other bytes than the source"));
+                }
+                Ok(summary)
+            },
+        )?;
+        let rate = |summary: &Summary| f64_of(summary.disk_bytes) / summary.total_ms / 1e6;
+        let case = format!("4 to 256 KiB runs, depth {READ_DEPTH}");
+        let figure = |value: &dyn Fn(&(fio::Reached, Summary)) -> f64| {
+            pairs.iter().map(value).collect::<Runs>().figure()
+        };
+        let pages = f64_of(u64_of(guest_bytes) / PAGE_BYTES_U64);
+        Ok(vec![
+            Row::new(&case, "fio", "GB/s", figure(&|(fio, _)| fio.bytes_per_second / 1e9)),
+            Row::new(&case, "loaded", "GB/s", figure(&|(_, summary)| rate(summary))),
+            Row::new(
+                &case,
+                "loaded / fio",
+                "",
+                figure(&|(fio, summary)| rate(summary) / (fio.bytes_per_second / 1e9)),
+            )
+            .limited(Limit::AtLeast(0.8)),
+            Row::new(
+                &case,
+                "pages by reference / all",
+                "",
+                figure(&|(_, summary)| f64_of(summary.pages_by_reference) / pages),
+            ),
+        ])
+    }
+}
+
+/// Migrates `source` into `target`, both in this process.
+fn migrate(
+    source: &Arc<Mapping>,
+    target: &Arc<Mapping>,
+    file: &Path,
+    known: &Arc<dyn Duplicates>,
+) -> Result<Summary> {
+    let acceptor = TcpAcceptor::listen("127.0.0.1:0", Settings::default())?;
+    let port = acceptor.local().port();
+    let plan = Plan {
+        mode: Mode::Refer,
+        lanes: 2,
+        bandwidth: Some(LINK),
+        disk: Some(file.to_owned()),
+        known: Some(Arc::clone(known)),
+    };
+    thread::scope(|scope| {
+        let receiving = scope.spawn(|| idle::receive(target, acceptor, Some(file)));
+        let summary = idle::send(source, port, plan);
+        receiving.join().map_err(|_| anyhow!("the target panicked"))??;
+        summary
+    })
+}
+
+/// Where each of the guest's pages stands: by its first eight bytes, which are enough in a file of random ones.
+struct Known(HashMap<[u8; 8], Sector>);
+
+impl Known {
+    /// Fills `memory` with runs of blocks of `file`, of the given lengths, from random places with gaps between them.
+    fn fill(memory: &Mapping, file: &Path) -> Result<Self> {
+        let open = File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
+        let pages = memory.pages().0;
+        let blocks = open.metadata()?.len() / PAGE_BYTES_U64;
+        let mut random = Random(0x5851_f42d_4c95_7f2d);
+        let mut runs = Vec::new();
+        let (mut at, mut listed) = (0, 0);
+        // As much is left out as is taken, and never so little that it would be read through.
+        while listed < pages {
+            let length = u64_of(length(MIXED, random.next()) / PAGE_BYTES).min(pages - listed);
+            let gap = 32 + random.next() % 20;
+            if at + length >= blocks {
+                anyhow::bail!("the file is too small for a guest of {pages} pages");
+            }
+            runs.push((at, length));
+            listed += length;
+            at += length + gap;
+        }
+        for last in (1..runs.len()).rev() {
+            runs.swap(last, usize_of(random.next() % u64_of(last + 1)));
+        }
+        let mut known = HashMap::with_capacity(usize_of(pages));
+        let mut page = PageBuf::zeroed();
+        let mut pfn = 0;
+        for (start, length) in runs {
+            for block in start..start + length {
+                open.read_exact_at(&mut page.0, block * PAGE_BYTES_U64)?;
+                memory.page(Pfn(pfn)).copy_from(&page);
+                known.insert(key(&page), Sector::holding(block * PAGE_BYTES_U64));
+                pfn += 1;
+            }
+        }
+        Ok(Self(known))
+    }
+}
+
+fn key(page: &PageBuf) -> [u8; 8] {
+    let [a, b, c, d, e, f, g, h, ..] = page.0;
+    [a, b, c, d, e, f, g, h]
+}
+
+impl Duplicates for Known {
+    fn find(&self, page: &PageBuf, _near: Option<BlockAddress>) -> Option<BlockAddress> {
+        self.0.get(&key(page)).map(|sector| BlockAddress { disk: DiskId(0), sector: *sector })
+    }
+    fn mapped_bytes(&self) -> u64 {
+        0
+    }
+}
