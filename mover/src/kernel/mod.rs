@@ -5,6 +5,7 @@
 pub mod bare;
 #[cfg(test)]
 pub(crate) mod coroutine;
+pub(crate) mod direct_io;
 pub(crate) mod futex;
 mod ioctl;
 pub(crate) mod namespace;
@@ -13,5 +14,6 @@ pub mod pagemap;
 mod pread;
 pub mod probe;
 pub mod reads;
+pub(crate) mod resident;
 pub mod uffd;
 mod uring;

@@ -5,12 +5,11 @@
 //! Owning thread: whoever holds the [`Scanner`]; the kernel locks the scanned process's memory map for reading.
 //!
 //! What a scan says, and what it does not:
-//! - A page whose table exists but that is not mapped counts as written, and is protected by the scan. That is on
-//!   purpose: a shared page can be unmapped by reclaim after a write, and then its table entry is all that is left to
-//!   tell. Asking for more than `PAGE_IS_WRITTEN` would take another path in the kernel, which skips those.
-//! - Ranges without a page table are neither reported nor protected; the first access there makes a table whose other
-//!   511 pages then count as written. Who wants only true writes protects first (`Userfaultfd::protect` makes the
-//!   tables).
+//! - A page that is not mapped and not protected counts as written: a shared page can be unmapped by reclaim after a
+//!   write, and then its empty table entry is all that is left to tell. Asking for more than `PAGE_IS_WRITTEN` would
+//!   take another path in the kernel, which is not sure to report those.
+//! - Ranges without a page table count as written too, and the first `protect` gives them one, so that a later touch
+//!   reports one page and not its neighbours: 8 bytes a page of the guest, in the guest's process.
 //! - Writes by DMA into pages pinned *before* the scan (an O_DIRECT read in flight, registered io_uring buffers) are
 //!   not seen: whoever reads into tracked memory so writes to it once more afterwards (`GuestPage::mark_written`).
 //! - At most [`REGIONS`] regions a call: with more than 512, a scan on 6.18 that does not protect can report ranges
@@ -85,11 +84,11 @@ impl Scanner {
         Ok(File::open("/proc/self/pagemap")?.into())
     }
 
-    /// Protects every page of `span` that has a page table, and reports none: the start of a log.
+    /// Protects every page of `span`, those that are not there included, and reports none: the start of a log.
     ///
     /// # Errors
     /// `EPERM` where some of `span` is not watched for writes by a userfaultfd with `WP_ASYNC`, `ENOTTY` before
-    /// Linux 6.7.
+    /// Linux 6.7, `ESRCH` where the process is gone.
     pub fn protect(&mut self, span: Span) -> io::Result<()> {
         let mut argument = request(span);
         // SAFETY: as the request's struct says; no vector, so that nothing is written but the struct itself.

@@ -64,6 +64,14 @@ impl GuestPage<'_> {
         self.address
     }
 
+    /// Reads a byte from user mode, so that the page is there afterwards: the kernel can then be handed its address
+    /// even where only faults from user mode are served.
+    pub fn touch(&self) {
+        // SAFETY: the page is mapped; volatile because the guest may write it and the read must not be left out.
+        // Worth it: a fault taken here waits, one taken inside a system call would fail.
+        unsafe { self.address.as_ptr().read_volatile() };
+    }
+
     /// Copies the page's bytes out. While the guest writes, the copy may be torn; it is still just bytes.
     pub fn copy_to(&self, out: &mut PageBuf) {
         // SAFETY: the page is mapped as `new` was promised, `out` is ours alone.

@@ -67,6 +67,12 @@ impl GuestConfig {
         self.runtime_dir.join(format!("{}.guest", self.name))
     }
 
+    /// Where its standard error goes when it is started in a process of its own.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.runtime_dir.join(format!("{}.log", self.name))
+    }
+
     /// Holds every value against its limit.
     ///
     /// # Errors

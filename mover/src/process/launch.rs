@@ -71,7 +71,14 @@ pub fn run(config: &GuestConfig, stop: &AtomicBool) -> Result<(), GuestError> {
     make_runtime_dir(&config.runtime_dir)?;
     let socket = Socket::bind(&config.socket())?;
     let machine = Machine::new(config)?;
-    Server::new(config.clone(), machine).serve(&socket, stop)
+    if !config.incoming {
+        machine.boot(stop)?;
+    }
+    let server = Server::new(config.clone(), machine);
+    let served = server.serve(&socket, stop);
+    drop(socket);
+    server.machine().end(server.holding());
+    served
 }
 
 /// The child's side of [`spawn`]: takes the configuration from standard input, leaves its parent's session, and runs
@@ -94,7 +101,10 @@ pub fn run_spawned(stop: &AtomicBool) -> Result<(), GuestError> {
     })?;
     // It fails only where the process leads its group already: started by hand, which is as good.
     let _ = rustix::process::setsid();
-    run(&config, stop)
+    run(&config, stop)?;
+    // It ended as it was asked to: nothing in its log is worth keeping.
+    let _ = std::fs::remove_file(config.log());
+    Ok(())
 }
 
 /// A guest in a process of its own.
@@ -150,7 +160,7 @@ impl GuestHandle {
 pub fn spawn(mut command: Command, config: &GuestConfig) -> Result<GuestHandle, GuestError> {
     config.check()?;
     make_runtime_dir(&config.runtime_dir)?;
-    let log = config.runtime_dir.join(format!("{}.log", config.name));
+    let log = config.log();
     let failed = |source: io::Error| GuestError::Os {
         doing: format!("cannot start the process of guest {}", config.name),
         remedy: "Is its runtime directory writable, and are there processes and memory left?",

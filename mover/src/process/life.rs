@@ -11,12 +11,14 @@ use super::control::{Phase, Request, Role};
 pub(super) trait Machinery {
     /// Stops the vCPUs between two operations, disk I/O finished.
     fn pause(&mut self) -> Result<(), String>;
-    /// Lets them go on (or begin).
+    /// Lets them go on.
     fn resume(&mut self);
     /// The state outside memory.
     fn save(&mut self) -> Result<Vec<u8>, String>;
     /// Takes it.
     fn load(&mut self, state: &[u8]) -> Result<(), String>;
+    /// Starts a loaded guest; whether pages are held back from it.
+    fn start(&mut self, holding: bool);
     /// Slows down to so many percent.
     fn throttle(&mut self, percent: u8);
     /// No page is held back any more.
@@ -120,10 +122,7 @@ impl Life {
             Request::Start { holding } => {
                 self.as_engine(connection, Role::Target, &[Phase::Loaded], "started")?;
                 self.holding = *holding;
-                if !self.holding {
-                    machine.holds_done();
-                }
-                machine.resume();
+                machine.start(*holding);
                 self.now(Phase::Running)
             }
             Request::HoldsDone => {
@@ -246,6 +245,9 @@ mod tests {
         fn load(&mut self, state: &[u8]) -> Result<(), String> {
             if state.is_empty() { Err("empty".into()) } else { Ok(()) }
         }
+        fn start(&mut self, holding: bool) {
+            self.0.push(format!("start {holding}"));
+        }
         fn throttle(&mut self, percent: u8) {
             self.0.push(format!("throttle {percent}"));
         }
@@ -314,7 +316,7 @@ mod tests {
             &mut life,
             &[attach(Role::Target), Request::LoadState { bytes: 1 }, Request::Start { holding: true }],
         );
-        assert_eq!(machine.0, ["resume"]);
+        assert_eq!(machine.0, ["start true"]);
         life.lost(1, &mut machine);
         assert!(
             life.handle(2, &attach(Role::Source), &[], &mut machine).unwrap_err().contains("outstanding")

@@ -1,74 +1,143 @@
-//! A guest's machinery: its memory, its disks, its vCPUs.
+//! A guest's machinery as its server drives it: memory, disks, vCPUs, checker.
 
 #![forbid(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::config::GuestConfig;
-use super::control::{AccessTimes, GuestDisk, Phase, Status, Work};
+use super::control::{GuestDisk, Phase, Status};
+use super::image;
+use super::inside::drive::{self, Drive};
+use super::inside::layout::Layout;
+use super::inside::program::Inside;
+use super::inside::scrub::{self, ScrubSwitch};
+use super::inside::vcpu::{self, RunGate};
 use super::life::Machinery;
 use super::shared::{SharedGate, SharedWriteLog};
 use crate::error::GuestError;
 use crate::memory::Mapping;
-use crate::units::{u64_of, usize_of};
+use crate::units::{DiskId, PAGE_BYTES_U64, u64_of, usize_of};
 
 /// A guest as its server sees it.
 pub(super) struct Machine {
     config: GuestConfig,
     born: Instant,
     memory_file: OwnedFd,
-    memory: Mapping,
+    memory: Arc<Mapping>,
     writes_file: OwnedFd,
-    _writes: SharedWriteLog,
     gate_file: OwnedFd,
-    _gate: SharedGate,
     disks: Vec<GuestDisk>,
-    throttle: AtomicU8,
+    inside: Arc<Inside>,
+    gate: Arc<RunGate>,
+    scrubbing: Arc<ScrubSwitch>,
+    threads: OnceLock<Vec<JoinHandle<()>>>,
+}
+
+fn no_memory(config: &GuestConfig, source: io::Error) -> GuestError {
+    GuestError::Os {
+        doing: format!("cannot make {} bytes of guest memory", config.memory_bytes),
+        remedy: "Give the guest less memory, or free some",
+        source,
+    }
 }
 
 impl Machine {
-    /// Makes the memory and opens the disks.
+    /// Makes the memory, opens the disks and starts the threads, which wait: for [`Self::boot`] or for a migration.
     pub(super) fn new(config: &GuestConfig) -> Result<Self, GuestError> {
         config.check()?;
-        let failed = |source: io::Error| GuestError::Os {
-            doing: format!("cannot make {} bytes of guest memory", config.memory_bytes),
-            remedy: "Give the guest less memory, or free some",
-            source,
-        };
+        let failed = |e: io::Error| no_memory(config, e);
+        let opened = config.disks.iter().map(|path| drive::open(path)).collect::<Result<Vec<_>, _>>()?;
+        let sizes: Vec<u64> = opened.iter().map(|(_, bytes)| *bytes).collect();
+        let layout = Layout::new(config.memory_bytes, &sizes)?;
         let memory_file = rustix::fs::memfd_create("pageferry-guest", rustix::fs::MemfdFlags::CLOEXEC)
             .map_err(|e| failed(e.into()))?;
         rustix::fs::ftruncate(&memory_file, config.memory_bytes).map_err(|e| failed(e.into()))?;
         let bytes = usize_of(config.memory_bytes);
-        let memory = Mapping::shared(memory_file.as_fd(), bytes, config.prefault).map_err(failed)?;
-        let mut disks = Vec::new();
-        for (n, path) in config.disks.iter().enumerate() {
-            let bytes = std::fs::metadata(path)
-                .map_err(|source| GuestError::Os {
-                    doing: format!("cannot open the disk image {}", path.display()),
-                    remedy: "Make one with `pageferry image`, or name another",
-                    source,
-                })?
-                .len();
-            disks.push(GuestDisk { name: format!("disk{n}"), path: path.display().to_string(), bytes });
-        }
-        let sizes: Vec<u64> = disks.iter().map(|disk| disk.bytes).collect();
+        let memory = Arc::new(Mapping::shared(memory_file.as_fd(), bytes, config.prefault).map_err(failed)?);
         let (writes, writes_file) = SharedWriteLog::create(&sizes).map_err(failed)?;
         let (gate, gate_file) = SharedGate::create(&sizes).map_err(failed)?;
-        Ok(Self {
+        let (writes, gate) = (Arc::new(writes), Arc::new(gate));
+        let mut drives = Vec::new();
+        let mut used = Vec::new();
+        for (n, (opened, path)) in opened.into_iter().zip(&config.disks).enumerate() {
+            used.push(used_blocks(path, opened.1)?);
+            let id = DiskId(u8::try_from(n).unwrap_or(u8::MAX));
+            drives.push(Drive::new(opened, path, id, Arc::clone(&writes), Arc::clone(&gate)));
+        }
+        let described = |(n, drive): (usize, &Drive)| GuestDisk {
+            name: format!("disk{n}"),
+            path: drive.path().to_owned(),
+            bytes: drive.bytes(),
+        };
+        let disks = drives.iter().enumerate().map(described).collect();
+        let inside = Inside::new(&config.name, Arc::clone(&memory), layout, drives, used, config.vcpus);
+        let machine = Self {
             config: config.clone(),
             born: Instant::now(),
             memory_file,
             memory,
             writes_file,
-            _writes: writes,
             gate_file,
-            _gate: gate,
             disks,
-            throttle: AtomicU8::new(100),
-        })
+            inside: Arc::new(inside),
+            gate: Arc::default(),
+            scrubbing: Arc::default(),
+            threads: OnceLock::new(),
+        };
+        machine.start_threads()?;
+        Ok(machine)
+    }
+
+    fn start_threads(&self) -> Result<(), GuestError> {
+        let failed = |source: io::Error| GuestError::Os {
+            doing: format!("cannot start the threads of guest {}", self.config.name),
+            remedy: "Raise the limit of processes (ulimit -u)",
+            source,
+        };
+        let mut threads = vcpu::spawn(&self.inside, &self.gate).map_err(failed)?;
+        let rate = self.config.scrub_pages_per_second;
+        if rate > 0 {
+            threads.push(scrub::spawn(&self.inside, &self.scrubbing, rate).map_err(failed)?);
+        }
+        let fresh = self.threads.set(threads).is_ok();
+        assert!(fresh, "threads are started once");
+        Ok(())
+    }
+
+    /// Fills the memory and lets the vCPUs run. Ends early, not running, when `stop` is set.
+    pub(super) fn boot(&self, stop: &AtomicBool) -> Result<(), GuestError> {
+        self.inside.boot(&self.config.workload, self.config.seed, stop)?;
+        self.run(false);
+        Ok(())
+    }
+
+    fn run(&self, holding: bool) {
+        self.scrubbing.holding.store(holding, Ordering::SeqCst);
+        self.scrubbing.on.store(true, Ordering::SeqCst);
+        self.gate.start();
+    }
+
+    /// Ends the threads. Where they may wait for absent pages they are left to the process's end instead.
+    pub(super) fn end(&self, holding: bool) {
+        self.gate.end();
+        self.scrubbing.end();
+        if holding {
+            return;
+        }
+        while Arc::strong_count(&self.inside) > 1 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
+    /// Checks every page now; waits for it.
+    pub(super) fn check_all(&self, holding: bool) {
+        self.inside.check_all(holding);
     }
 
     pub(super) fn disks(&self) -> &[GuestDisk] {
@@ -85,39 +154,61 @@ impl Machine {
         [self.memory_file.as_fd(), self.writes_file.as_fd(), self.gate_file.as_fd()]
     }
     pub(super) fn status(&self, phase: Phase, migration: Option<&str>, holding: bool) -> Status {
+        let ledger = &self.inside.frames.ledger;
         Status {
             guest: self.config.name.clone(),
             pid: std::process::id(),
             phase,
             migration: migration.map(str::to_owned),
             holding,
-            workload: self.config.workload.clone(),
+            workload: self.inside.workload_name().unwrap_or_default(),
             memory_bytes: self.memory_bytes(),
             uptime_ms: u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX),
-            throttle_percent: self.throttle.load(Ordering::Relaxed),
-            work: Work::default(),
-            access: AccessTimes::default(),
-            pages_checked: 0,
-            full_checks: 0,
-            wrong_pages: 0,
-            first_wrong: Vec::new(),
+            throttle_percent: self.inside.throttle.load(Ordering::Relaxed),
+            work: self.inside.accounts.work(),
+            access: self.inside.accounts.access_times(),
+            pages_checked: ledger.checked(),
+            full_checks: ledger.full_checks(),
+            wrong_pages: ledger.wrong(),
+            first_wrong: ledger.first(),
         }
+    }
+}
+
+/// Blocks of an image a guest reads as files: what its header says, or all of it.
+fn used_blocks(path: &Path, bytes: u64) -> Result<u64, GuestError> {
+    let blocks = bytes / PAGE_BYTES_U64;
+    match image::header(path) {
+        Ok(Some(header)) => Ok(header.used_blocks.min(blocks)),
+        Ok(None) => Ok(blocks),
+        Err(source) => Err(GuestError::Os {
+            doing: format!("cannot read the guest's disk {}", path.display()),
+            remedy: "Is the image whole, and readable for you?",
+            source,
+        }),
     }
 }
 
 impl Machinery for &Machine {
     fn pause(&mut self) -> Result<(), String> {
-        Ok(())
+        self.gate.stop(usize_of(u64::from(self.config.vcpus)))
     }
-    fn resume(&mut self) {}
+    fn resume(&mut self) {
+        self.gate.start();
+    }
     fn save(&mut self) -> Result<Vec<u8>, String> {
-        Ok(b"none".to_vec())
+        self.inside.save()
     }
-    fn load(&mut self, _state: &[u8]) -> Result<(), String> {
-        Ok(())
+    fn load(&mut self, state: &[u8]) -> Result<(), String> {
+        self.inside.load(state)
+    }
+    fn start(&mut self, holding: bool) {
+        self.run(holding);
     }
     fn throttle(&mut self, percent: u8) {
-        self.throttle.store(percent, Ordering::Relaxed);
+        self.inside.throttle.store(percent, Ordering::Relaxed);
     }
-    fn holds_done(&mut self) {}
+    fn holds_done(&mut self) {
+        self.scrubbing.holding.store(false, Ordering::SeqCst);
+    }
 }

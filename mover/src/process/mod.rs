@@ -17,9 +17,16 @@ pub mod backend;
 pub mod client;
 pub mod config;
 pub mod control;
+pub mod image;
+mod inside;
 pub mod launch;
 mod life;
 mod machine;
 mod packet;
 mod server;
 pub mod shared;
+
+pub use inside::workload;
+
+#[cfg(test)]
+mod tests;

@@ -90,6 +90,14 @@ impl Server {
         Arc::new(Self { config, machine, rules, ending: AtomicBool::new(false) })
     }
 
+    /// Whether pages are held back from the guest.
+    pub(super) fn holding(&self) -> bool {
+        self.rules().life.holding()
+    }
+    pub(super) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
     /// Accepts connections until the guest is to end: by request, because its engine is gone, or because `stop` is
     /// set.
     pub(super) fn serve(self: &Arc<Self>, socket: &Socket, stop: &AtomicBool) -> Result<(), GuestError> {
@@ -180,10 +188,20 @@ impl Server {
         request: &Request,
         fds: &[OwnedFd],
     ) -> io::Result<()> {
+        let refuse = |sentence| packet::send(socket, &Reply::Failed { sentence }, &[]);
+        if matches!(request, Request::Check) {
+            let (phase, holding) = {
+                let rules = self.rules();
+                (rules.life.phase(), rules.life.holding())
+            };
+            if !matches!(phase, Phase::Running | Phase::Paused | Phase::Released) {
+                return refuse(format!("this guest is {phase}: there is nothing to check yet"));
+            }
+            self.machine.check_all(holding);
+        }
         if matches!(request, Request::Status | Request::Check) {
             return packet::send(socket, &self.status(), &[]);
         }
-        let refuse = |sentence| packet::send(socket, &Reply::Failed { sentence }, &[]);
         let state = match state_of(request, fds) {
             Ok(state) => state,
             Err(sentence) => return refuse(sentence),
@@ -275,37 +293,4 @@ fn state_of(request: &Request, fds: &[OwnedFd]) -> Result<Vec<u8>, String> {
         return Err(format!("a state of {bytes} bytes is over the limit of {STATE_BYTES_MAX}"));
     }
     read_state(file, bytes).map_err(|e| format!("cannot read the state's memory file: {e}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_engine_attaches_and_gets_the_memory() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut config = GuestConfig::new("served", 2 << 20);
-        config.runtime_dir = dir.path().to_owned();
-        let socket = Socket::bind(&config.socket()).unwrap();
-        let machine = Machine::new(&config).unwrap();
-        let server = Server::new(config.clone(), machine);
-        let stop = Arc::new(AtomicBool::new(false));
-        let (inner, inner_stop) = (Arc::clone(&server), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || inner.serve(&socket, &inner_stop));
-        let client = GuestClient::connect(&config.socket()).unwrap();
-        let attachment = client.attach(Role::Source, "m").unwrap();
-        assert_eq!(attachment.info.memory_bytes, 2 << 20);
-        assert!(rustix::fs::fstat(&attachment.memory).unwrap().st_size == 2 << 20);
-        assert!(Socket::bind(&config.socket()).is_err(), "a live socket is not replaced");
-        let second = GuestClient::connect(&config.socket()).unwrap();
-        assert!(second.attach(Role::Source, "n").unwrap_err().to_string().contains("another migration (m)"));
-        client.pause().unwrap();
-        drop(client);
-        while second.status().unwrap().phase != Phase::Running {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        second.destroy().unwrap();
-        thread.join().unwrap().unwrap();
-        assert!(!config.socket().exists());
-    }
 }

@@ -1,12 +1,14 @@
 //! The command line, defined once: parsing, help, completions and the man page all come from here.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use mover::report::Mode;
 
 use crate::failure;
-use crate::units::Size;
+use crate::units::{Rate, Size, duration};
 
 /// Moves running guests between hosts, and leaves behind what the other host can fetch for itself.
 ///
@@ -44,10 +46,39 @@ pub(crate) struct Shared {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    /// Migrate a guest of this machine live, in each of the four modes, and compare them
+    ///
+    /// Makes a disk image from files of this machine, starts a guest process with a workload, and moves it from one
+    /// process to the next, once in each mode, checking every page. Nothing is left behind.
+    Demo(Box<DemoArgs>),
+    /// Move a guest of this machine to a target that waits for it
+    Send(Box<SendArgs>),
+    /// Wait for a guest and take it up; prints the command for the source
+    Receive(Box<ReceiveArgs>),
+    /// Settle a migration whose end is in doubt
+    ///
+    /// Without a migration's number: lists those with a record here. A guest that was given up, but whose start on the
+    /// other host was never confirmed, stays paused until it is known which host has it: `pageferry resolve` on that
+    /// host tells.
+    Resolve(ResolveArgs),
     /// Start, look at and end guests that are processes of this machine
     Guest {
         #[command(subcommand)]
         command: GuestCommand,
+    },
+    /// Make a disk image out of files of this machine, for a guest to work on
+    Image {
+        /// Where
+        path: PathBuf,
+        /// How large
+        #[arg(long, value_name = "SIZE", default_value = "2G")]
+        size: Size,
+        /// How much of it to fill; the rest is a hole [default: half]
+        #[arg(long, value_name = "SIZE")]
+        content: Option<Size>,
+        /// A directory whose files go in; give it again for more [default: /usr, /opt, the Rust toolchain]
+        #[arg(long = "from", value_name = "DIR")]
+        from: Vec<PathBuf>,
     },
     /// Try what this kernel and machine offer; say what is lost without it and how to get it
     Doctor {
@@ -104,6 +135,161 @@ pub(crate) enum GuestCommand {
     /// Be the process of a guest whose configuration comes on standard input
     #[command(hide = true)]
     Run,
+}
+
+/// How `send` moves a guest.
+#[derive(Args)]
+pub(crate) struct SendArgs {
+    /// The guest: its name, or the path of its control socket
+    #[arg(long, value_name = "NAME")]
+    pub(crate) guest: String,
+    /// Where the target listens
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) to: String,
+    /// What `pageferry receive` printed; good for one migration
+    #[arg(long, value_name = "TOKEN", env = "PAGEFERRY_TOKEN", hide_env_values = true)]
+    pub(crate) token: String,
+    /// How pages travel: stock, plain, refer or lazy
+    #[arg(long, value_name = "MODE", default_value = "lazy", value_parser = mode)]
+    pub(crate) mode: Mode,
+    /// Data connections
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) lanes: usize,
+    /// Longest downtime to aim for
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = duration)]
+    pub(crate) max_downtime: Duration,
+    /// Most rounds while the guest runs
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub(crate) max_rounds: u32,
+    /// Use no more of the link than this
+    #[arg(long, value_name = "RATE")]
+    pub(crate) bandwidth: Option<Rate>,
+    /// Whether to slow the guest down when it writes faster than the link carries
+    #[arg(long, value_name = "WHETHER", value_enum, default_value_t = Throttle::Off)]
+    pub(crate) throttle: Throttle,
+    /// What to do when it still does
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = IfNotConverging::Finish)]
+    pub(crate) if_not_converging: IfNotConverging,
+    /// Compare every page on the target with what it was here at the pause; the guest stands still meanwhile
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Let the network card read guest memory, where kernel and card can
+    #[arg(long)]
+    pub(crate) zero_copy: bool,
+    /// Print what happens as JSON, a line an event, on standard output
+    #[arg(long)]
+    pub(crate) json_events: bool,
+}
+
+/// Whether to slow a guest down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Throttle {
+    /// Never
+    Off,
+    /// As much as it takes
+    Auto,
+}
+
+/// What to do with a guest that does not converge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum IfNotConverging {
+    /// Stop it and copy the rest, however long that takes
+    Finish,
+    /// Give up; it goes on here
+    Abort,
+}
+
+/// How `receive` takes a guest up.
+#[derive(Args)]
+pub(crate) struct ReceiveArgs {
+    /// Where to listen; port 0 takes any free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7700")]
+    pub(crate) listen: String,
+    /// The guest's name here [default: the one it has on the source]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Where one of the guest's disks is on this host, if not at the source's path
+    #[arg(long = "disk", value_name = "NAME=PATH")]
+    pub(crate) disks: Vec<String>,
+    /// How long to wait for a source [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) wait: Option<Duration>,
+    /// Load from disks straight into guest memory where that can be done
+    #[arg(long)]
+    pub(crate) direct: bool,
+    /// Reads in flight to the disks
+    #[arg(long, value_name = "N")]
+    pub(crate) depth: Option<usize>,
+    /// Print what happens as JSON, a line an event, on standard output
+    #[arg(long)]
+    pub(crate) json_events: bool,
+}
+
+/// What `resolve` settles.
+#[derive(Args)]
+pub(crate) struct ResolveArgs {
+    /// The migration's number
+    pub(crate) migration: Option<String>,
+    /// The other host does not run the guest: take it back here
+    #[arg(long, requires = "migration", conflicts_with = "there")]
+    pub(crate) here: bool,
+    /// The other host runs the guest: end the paused one here
+    #[arg(long, requires = "migration")]
+    pub(crate) there: bool,
+}
+
+/// What `demo` shows.
+#[derive(Args)]
+pub(crate) struct DemoArgs {
+    /// What the guest does: the name of a shipped workload, or a TOML file
+    #[arg(long, value_name = "NAME|FILE", default_value = "remote-desktop")]
+    pub(crate) workload: String,
+    /// The guest's memory
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub(crate) memory: Size,
+    /// The guest's disk [default: twice its memory]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk_size: Option<Size>,
+    /// The guest's virtual processors, a thread each
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) vcpus: u32,
+    /// Where the guest's contents and choices start from
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Modes to go through, in this order
+    #[arg(long, value_name = "MODE,...", value_delimiter = ',', default_value = "stock,plain,refer,lazy",
+          value_parser = mode)]
+    pub(crate) modes: Vec<Mode>,
+    /// Shape the link to this rate: two network namespaces and a virtual cable, which takes root
+    #[arg(long, value_name = "RATE")]
+    pub(crate) link: Option<Rate>,
+    /// Data connections
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) lanes: usize,
+    /// Longest downtime to aim for
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = duration)]
+    pub(crate) max_downtime: Duration,
+    /// Do not compare every page with what the source had at the pause
+    #[arg(long)]
+    pub(crate) no_verify: bool,
+    /// How long the guest checks itself on after the last migration
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    pub(crate) watch: Duration,
+    /// Write a page with timelines and figures, for a browser
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Where the image and all else are kept meanwhile
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    pub(crate) dir: PathBuf,
+    /// Leave the guest running at the end
+    #[arg(long)]
+    pub(crate) keep_running: bool,
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    Mode::ALL.into_iter().find(|mode| mode.name() == text).ok_or_else(|| {
+        format!("there is no mode `{text}`; the modes are {}", Mode::ALL.map(Mode::name).join(", "))
+    })
 }
 
 /// What a guest is made of.

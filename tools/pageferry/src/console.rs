@@ -1,6 +1,6 @@
 //! What is said where: results on standard output, everything else on standard error, nothing twice.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use mover::ExitClass;
 use tracing_subscriber::EnvFilter;
@@ -15,12 +15,14 @@ pub(crate) struct Console {
     pub(crate) json: bool,
     /// No notes.
     pub(crate) quiet: bool,
+    /// Pass on what other processes of ours log.
+    pub(crate) loud: bool,
 }
 
 impl Console {
     /// As the flags say.
     pub(crate) fn new(shared: &Shared) -> Self {
-        Self { json: shared.json, quiet: shared.quiet }
+        Self { json: shared.json, quiet: shared.quiet, loud: shared.verbose > 0 }
     }
 
     /// Prints a result, with a line break behind it. A reader that has gone away (`| head`) ends the command without
@@ -47,6 +49,11 @@ impl Console {
     /// Says what went wrong.
     pub(crate) fn complain(&self, text: &str) {
         say(&format!("pageferry: {text}"));
+    }
+
+    /// Whether progress can be drawn: standard error is a terminal, and nobody asked for silence.
+    pub(crate) fn draws(&self) -> bool {
+        !self.quiet && io::stderr().is_terminal()
     }
 }
 

@@ -103,18 +103,7 @@ mod tests {
 
     #[test]
     fn every_class_is_in_the_list() {
-        for class in [
-            ExitClass::Internal,
-            ExitClass::Usage,
-            ExitClass::Machine,
-            ExitClass::Network,
-            ExitClass::Peer,
-            ExitClass::Disk,
-            ExitClass::Guest,
-            ExitClass::Cancelled,
-            ExitClass::InDoubt,
-            ExitClass::Mismatch,
-        ] {
+        for class in ExitClass::ALL {
             assert!(EXIT_CODES.iter().any(|(code, _)| *code == class.code()), "{class:?}");
         }
     }

@@ -48,12 +48,15 @@ pub(crate) fn socket_of(name: &str) -> PathBuf {
     if name.contains('/') { PathBuf::from(name) } else { launch::socket_of(name) }
 }
 
+/// The arguments with which this program is the process of a guest.
+pub(crate) const PROCESS: [&str; 2] = ["guest", "run"];
+
 /// This program, called as the process of a guest.
 pub(crate) fn guest_program() -> Outcome<Command> {
     let program = std::env::current_exe()
         .or_fail(|| "cannot find this program's own file".to_owned(), "Is /proc mounted?")?;
     let mut command = Command::new(program);
-    command.args(["guest", "run"]);
+    command.args(PROCESS);
     Ok(command)
 }
 

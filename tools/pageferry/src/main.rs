@@ -4,13 +4,21 @@
 
 mod cli;
 mod console;
+mod demo;
 mod doctor;
 mod failure;
 mod guest;
+mod image;
 mod layout;
+mod machine;
 mod manual;
+mod migrate;
+mod report;
+mod results;
 mod signals;
+mod told;
 mod units;
+mod words;
 
 use std::process::ExitCode;
 
@@ -37,7 +45,14 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command, console: &Console) -> Outcome {
     match command {
+        Command::Demo(args) => demo::run(&args, console),
+        Command::Send(args) => migrate::send::run(&args, console),
+        Command::Receive(args) => migrate::receive::run(&args, console),
+        Command::Resolve(args) => migrate::resolve::run(&args, console),
         Command::Guest { command } => guest::run(command, console),
+        Command::Image { path, size, content, from } => {
+            image::run(&path, size.0, content.map(|size| size.0), &from, console)
+        }
         Command::Doctor { path } => doctor::run(&path, console),
         Command::Completions { shell } => manual::completions(shell, console),
         Command::Man { directory } => manual::man(directory.as_deref(), console),

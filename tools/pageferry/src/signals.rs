@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::failure::{OrFail, Outcome};
 
@@ -17,5 +18,15 @@ pub(crate) fn set_on_end(flag: &Arc<AtomicBool>) -> Outcome {
         signal_hook::flag::register_conditional_default(signal, Arc::clone(flag)).or_fail(doing, REMEDY)?;
         signal_hook::flag::register(signal, Arc::clone(flag)).or_fail(doing, REMEDY)?;
     }
+    Ok(())
+}
+
+/// Calls `act` each time one of them comes, on a thread of its own that ends with the process.
+pub(crate) fn call_on_end(mut act: impl FnMut() + Send + 'static) -> Outcome {
+    let mut signals = Signals::new(ENDING).or_fail(|| "cannot handle signals".to_owned(), REMEDY)?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || signals.forever().for_each(|_| act()))
+        .or_fail(|| "cannot start a thread".to_owned(), "Raise the limit on processes (`ulimit -u`)")?;
     Ok(())
 }

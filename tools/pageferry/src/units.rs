@@ -1,4 +1,9 @@
-//! Sizes as people write them, and as they like to read them: `512M`, `2G`, powers of 1024.
+//! Sizes, rates and durations as people write them, and as they like to read them.
+//!
+//! Sizes follow the habits of hypervisors: `512M`, `2G`, powers of 1024. Rates follow those of `tc` and of disks:
+//! `1gbit` is decimal and in bits, `100MiB/s` in bytes. Bytes a second are kept.
+
+use std::time::Duration;
 
 use mover::units::{f64_of, u64_of_f64};
 
@@ -10,6 +15,10 @@ const TIB: u64 = 1 << 40;
 /// A number of bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Size(pub(crate) u64);
+
+/// Bytes a second.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Rate(pub(crate) u64);
 
 /// The number a text begins with, and the rest in lower case.
 fn split(text: &str) -> Result<(f64, String), String> {
@@ -49,6 +58,50 @@ impl std::str::FromStr for Size {
     }
 }
 
+impl std::str::FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, unit) = split(text)?;
+        let factor = match unit.as_str() {
+            "kbit" | "kbit/s" => 1e3 / 8.0,
+            "mbit" | "mbit/s" => 1e6 / 8.0,
+            "gbit" | "gbit/s" => 1e9 / 8.0,
+            "b/s" => 1.0,
+            "kb/s" => 1e3,
+            "mb/s" => 1e6,
+            "gb/s" => 1e9,
+            "kib/s" => f64_of(KIB),
+            "mib/s" => f64_of(MIB),
+            "gib/s" => f64_of(GIB),
+            "" => return Err(format!("`{text}` needs a unit, as in 1gbit or 100MiB/s")),
+            other => {
+                return Err(format!(
+                    "`{other}` is no unit of rate; 1gbit, 500mbit, 100MiB/s and 100MB/s are"
+                ));
+            }
+        };
+        whole(number, factor, text).map(Self)
+    }
+}
+
+/// A duration from `50ms`, `2s`, `1.5s` or `1m`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = split(text)?;
+    let seconds = match unit.as_str() {
+        "ms" => number / 1e3,
+        "s" => number,
+        "m" | "min" => number * 60.0,
+        "" => return Err(format!("`{text}` needs a unit, as in 50ms or 2s")),
+        other => return Err(format!("`{other}` is no unit of time; ms, s and m are")),
+    };
+    // A day is more than anybody waits for anything here.
+    if !(0.0..=86_400.0).contains(&seconds) {
+        return Err(format!("`{text}` is out of range (at most a day)"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
 /// Bytes with three digits that count: "1.50 GiB", "812 MiB".
 pub(crate) fn show_bytes(bytes: u64) -> String {
     let n = f64_of(bytes);
@@ -58,6 +111,11 @@ pub(crate) fn show_bytes(bytes: u64) -> String {
         }
     }
     format!("{bytes} B")
+}
+
+/// A rate in bytes a second, as [`show_bytes`].
+pub(crate) fn show_rate(bytes_per_second: f64) -> String {
+    format!("{}/s", show_bytes(u64_of_f64(bytes_per_second)))
 }
 
 /// Milliseconds: "38.2 ms", "1.27 s", "2 min 05 s".
@@ -106,6 +164,32 @@ mod tests {
         }
         for text in ["", "G", "2X", "-1G", "0", "1..5G", "99999999999999T", "2 GB", "NaN", "inf"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn rates_know_bits_from_bytes() {
+        for (text, bytes) in [
+            ("1gbit", 125_000_000),
+            ("1Gbit/s", 125_000_000),
+            ("100MiB/s", 100 * MIB),
+            ("100MB/s", 100_000_000),
+            ("2.5gbit", 312_500_000),
+        ] {
+            assert_eq!(text.parse::<Rate>(), Ok(Rate(bytes)), "{text}");
+        }
+        for text in ["1", "1gbps", "fast", "0gbit", "1G"] {
+            assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(duration("50ms"), Ok(Duration::from_millis(50)));
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for text in ["50", "5h", "-1s", "9999999m"] {
+            assert!(duration(text).is_err(), "{text}");
         }
     }
 

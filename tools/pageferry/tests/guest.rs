@@ -24,7 +24,7 @@ fn stderr(output: &Output) -> String {
 fn a_guest_from_start_to_stop() {
     let runtime = tempfile::tempdir().expect("a temporary directory");
     let run = |arguments: &[&str]| pageferry(runtime.path(), arguments);
-    let started = run(&["guest", "start", "one", "--memory", "16M", "--workload", "idle-desktop", "--json"]);
+    let started = run(&["guest", "start", "one", "--memory", "16M", "--workload", "memory-hog", "--json"]);
     assert!(started.status.success(), "{}", stderr(&started));
     let status: serde_json::Value = serde_json::from_str(&stdout(&started)).expect("one JSON object");
     assert_eq!(status["guest"], "one");
@@ -35,7 +35,7 @@ fn a_guest_from_start_to_stop() {
     assert!(stderr(&again).contains("already running"), "{}", stderr(&again));
 
     let list = run(&["guest", "list"]);
-    assert!(stdout(&list).starts_with("one: running, 16.0 MiB, idle-desktop"), "{}", stdout(&list));
+    assert!(stdout(&list).starts_with("one: running, 16.0 MiB, memory-hog"), "{}", stdout(&list));
     let check = run(&["guest", "check", "one"]);
     assert!(check.status.success() && stdout(&check).contains("none wrong"), "{}", stdout(&check));
 

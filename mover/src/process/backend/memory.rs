@@ -25,7 +25,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// For the source, which only reads it.
+    /// For the source, which only reads it; pages enter our page tables as it does.
     pub(super) fn of_source(file: OwnedFd, bytes: u64) -> Result<Self, GuestError> {
         let mapping = checked(&file, bytes)
             .and_then(|bytes| Mapping::read_only(file.as_fd(), bytes))
@@ -33,22 +33,22 @@ impl Memory {
         Ok(Self::new(file, mapping))
     }
 
-    /// For the target, which fills it.
+    /// For the target, which fills it: what the guest has made of it beforehand is entered into our page tables.
     pub(super) fn of_target(file: OwnedFd, bytes: u64) -> Result<Self, GuestError> {
         let mapping = checked(&file, bytes)
             .and_then(|bytes| Mapping::shared(file.as_fd(), bytes, false))
             .map_err(cannot_map)?;
-        Ok(Self::new(file, mapping))
-    }
-
-    fn new(file: OwnedFd, mapping: Mapping) -> Self {
-        let held = SharedBitmap::new(mapping.pages().entries());
-        let memory = Self { file, mapping: Arc::new(mapping), held };
+        let memory = Self::new(file, mapping);
         if let Err(error) = memory.enter() {
             // Only time is lost: the pages are entered at their first touch.
             tracing::debug!(%error, "cannot enter the guest's memory into the page tables beforehand");
         }
-        memory
+        Ok(memory)
+    }
+
+    fn new(file: OwnedFd, mapping: Mapping) -> Self {
+        let held = SharedBitmap::new(mapping.pages().entries());
+        Self { file, mapping: Arc::new(mapping), held }
     }
 
     /// Enters what the memory file has into our page tables; what it lacks is left alone.

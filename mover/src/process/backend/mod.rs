@@ -98,7 +98,7 @@ pub fn attach_source(client: GuestClient, migration: &str) -> Result<Source, Gue
     };
     let fd = fault_fd.map_err(unsupported)?;
     let uffd = Userfaultfd::new(fd, Features::LOG_WRITES).map_err(|e| unsupported(e.to_string()))?;
-    let tracker = WriteTracker::new(uffd, pagemap, span, Arc::clone(&memory));
+    let tracker = WriteTracker::new(uffd, pagemap, span);
     let life = SourceEnd::new(Arc::new(Line::new(client)));
     Ok(Source { info, memory, tracker, life, writes })
 }

@@ -79,6 +79,12 @@ fn a_held_page_waits_and_gets_just_what_is_released() {
     lazy.wake(Pfn(601)).unwrap();
     assert_eq!(free.answer(), "0");
     lazy.wake(Pfn(601)).unwrap();
+    free.order("read 602");
+    assert_eq!(next_fault(&*lazy), 602);
+    place(&guest, 602, 5);
+    assert!(free.is_silent(), "the page is there, and nobody has said so");
+    lazy.wake(Pfn(602)).unwrap();
+    assert_eq!(free.answer(), "5");
     assert_eq!(puppet.read(2000), 0);
     assert_eq!(lazy.next_fault(Duration::from_millis(20)).unwrap(), None);
 
@@ -149,6 +155,7 @@ fn a_guest_that_was_a_target_can_be_a_source() {
         return;
     }
     place(&guest, 1, 1);
+    place(&guest, 3000, 1);
     lazy.hold_back(&set_of(PAGES, [2])).unwrap();
     start(&mut guest);
     lazy.release(Pfn(2), Staging::new(1).with(0, 2)).unwrap();
@@ -162,8 +169,8 @@ fn a_guest_that_was_a_target_can_be_a_source() {
     };
     source.tracker.arm().unwrap();
     let mut dirty = set_of(PAGES, []);
-    // It has not touched page 1 itself yet: a first read is no write.
-    assert_eq!((puppet.read(1), puppet.read(2)), (1, 2));
+    // It has not touched all of them itself yet: a first read is no write.
+    assert_eq!([puppet.read(1), puppet.read(2), puppet.read(3000), puppet.read(3500)], [1, 2, 1, 0]);
     source.tracker.harvest(&mut dirty).unwrap();
     assert_eq!(pages_in(&dirty), [0u64; 0]);
     puppet.write(2, 3);
@@ -208,6 +215,19 @@ fn a_killed_engine_leaves_waiters_waiting_for_the_next() {
     lazy.finish().unwrap();
     assert_eq!(puppet.read(19), 19);
     assert!(!puppet.is_watched("um"));
+}
+
+#[test]
+fn with_nothing_outstanding_nothing_is_watched() {
+    let Some((puppet, mut guest, lazy)) = target() else { return };
+    place(&guest, 1, 1);
+    lazy.hold_back(&set_of(PAGES, [])).unwrap();
+    assert!(!puppet.is_watched("um"));
+    start(&mut guest);
+    assert_eq!([puppet.read(1), puppet.read(2)], [1, 0]);
+    lazy.finish().unwrap();
+    drop((guest, lazy));
+    assert_eq!(puppet.read(3), 0);
 }
 
 #[test]

@@ -155,6 +155,7 @@ impl Machinery for NoMachine {
     fn load(&mut self, _: &[u8]) -> Result<(), String> {
         Ok(())
     }
+    fn start(&mut self, _: bool) {}
     fn throttle(&mut self, _: u8) {}
     fn holds_done(&mut self) {}
 }

@@ -1,0 +1,88 @@
+//! Counters of what a guest does: work, which moves with it, and access times, which stay with the process.
+
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::process::control::{AccessTimes, Work};
+use crate::units::usize_of;
+
+/// Buckets of the access-time histogram: up to 2^40 ns, 18 minutes.
+const BUCKETS: usize = 40;
+
+/// Counters that every vCPU adds to. Relaxed: each is right by itself.
+#[derive(Debug)]
+pub(crate) struct Accounts {
+    pub(super) operations: AtomicU64,
+    pub(super) dirtied_bytes: AtomicU64,
+    pub(super) read_bytes: AtomicU64,
+    pub(super) written_bytes: AtomicU64,
+    pub(super) cache_hits: AtomicU64,
+    pub(super) evicted: AtomicU64,
+    pub(super) skipped_bytes: AtomicU64,
+    pub(super) disk_errors: AtomicU64,
+    access: [AtomicU64; BUCKETS],
+    access_ns: AtomicU64,
+}
+
+/// Adds to a counter.
+pub(super) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+impl Accounts {
+    pub(super) fn new() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            operations: zero(),
+            dirtied_bytes: zero(),
+            read_bytes: zero(),
+            written_bytes: zero(),
+            cache_hits: zero(),
+            evicted: zero(),
+            skipped_bytes: zero(),
+            disk_errors: zero(),
+            access: [const { AtomicU64::new(0) }; BUCKETS],
+            access_ns: zero(),
+        }
+    }
+    /// Counts one page access.
+    pub(super) fn access(&self, took: Duration) {
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let bucket = usize_of(u64::from(ns.ilog2())).min(BUCKETS - 1);
+        add(&self.access[bucket], 1);
+        add(&self.access_ns, ns);
+    }
+    pub(crate) fn access_times(&self) -> AccessTimes {
+        AccessTimes {
+            buckets: self.access.iter().map(|n| n.load(Ordering::Relaxed)).collect(),
+            total_ns: self.access_ns.load(Ordering::Relaxed),
+        }
+    }
+    pub(crate) fn work(&self) -> Work {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Work {
+            operations: get(&self.operations),
+            dirtied_bytes: get(&self.dirtied_bytes),
+            read_bytes: get(&self.read_bytes),
+            written_bytes: get(&self.written_bytes),
+            cache_hits: get(&self.cache_hits),
+            evicted: get(&self.evicted),
+            skipped_bytes: get(&self.skipped_bytes),
+            disk_errors: get(&self.disk_errors),
+        }
+    }
+    /// Takes over what the guest has done elsewhere.
+    pub(super) fn set_work(&self, work: &Work) {
+        let set = |counter: &AtomicU64, n: u64| counter.store(n, Ordering::Relaxed);
+        set(&self.operations, work.operations);
+        set(&self.dirtied_bytes, work.dirtied_bytes);
+        set(&self.read_bytes, work.read_bytes);
+        set(&self.written_bytes, work.written_bytes);
+        set(&self.cache_hits, work.cache_hits);
+        set(&self.evicted, work.evicted);
+        set(&self.skipped_bytes, work.skipped_bytes);
+        set(&self.disk_errors, work.disk_errors);
+    }
+}

@@ -1,0 +1,160 @@
+//! `pageferry receive`: waits for one guest and takes it up.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mover::ExitClass;
+use mover::disk::identity::{open_same, resolve};
+use mover::disk::{DiskInfo, Disks};
+use mover::error::Error;
+use mover::journal::{Entry, FileJournal, Journal, Record, Role};
+use mover::net::tcp::{Settings, TcpAcceptor};
+use mover::process::backend::attach_target;
+use mover::process::config::GuestConfig;
+use mover::process::launch;
+use mover::target::{self, Config, Host, Parts};
+use mover::units::PageCount;
+use mover::wire::control::Shape;
+use mover::wire::hello::Secret;
+
+use super::{records_dir, surroundings};
+use crate::cli::ReceiveArgs;
+use crate::console::Console;
+use crate::failure::{Failure, Outcome};
+use crate::guest;
+use crate::told::{Line, Teller, Told};
+use crate::units::{show_bytes, show_count, show_ms};
+
+/// An incoming guest whose engine has not come within so many seconds ends.
+const ATTACH_WITHIN_SECONDS: u64 = 60;
+
+/// Does it.
+pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
+    let disks = disks(&args.disks)?;
+    let teller = args.json_events.then(|| Arc::new(Teller::new()));
+    let surroundings = surroundings(console, teller.clone())?;
+    let mut config = Config { direct: args.direct, wait: args.wait, ..Config::default() };
+    if let Some(depth) = args.depth {
+        config.depth = depth;
+    }
+    let settings = Settings { patience: config.patience, ..Settings::default() };
+    let acceptor = TcpAcceptor::listen(&args.listen, settings)?;
+    let mut token = Secret([0; 32]);
+    surroundings.runtime.random(&mut token.0);
+    announce(&acceptor, &token, args, console, teller.as_deref())?;
+
+    let name = args.name.clone();
+    let journal_name = name.clone();
+    let parts = Parts {
+        acceptor: Box::new(acceptor),
+        token,
+        host: Box::new(move |shape| make_host(shape, name.as_deref(), &disks)),
+        journal: Box::new(move |id, shape, peer| {
+            let guest = journal_name.unwrap_or_else(|| shape.guest.clone());
+            let record = Record {
+                migration: id.to_string(),
+                role: Role::Target,
+                entry: Entry::Open,
+                handle: launch::socket_of(&guest).display().to_string(),
+                guest,
+                peer: peer.to_owned(),
+            };
+            let journal: Box<dyn Journal> = Box::new(FileJournal::create(&records_dir(), record)?);
+            Ok(journal)
+        }),
+    };
+    let account = target::receive(parts, config, surroundings)?;
+    if teller.is_none() {
+        let feedback = &account.feedback;
+        console.note(&format!(
+            "the guest runs here: {} references loaded and checked, {} did not hold, {} from disk, {} after the restart",
+            show_count(feedback.checked),
+            show_count(feedback.failed),
+            show_bytes(feedback.disk_bytes),
+            show_count(account.lazy),
+        ));
+    }
+    Ok(())
+}
+
+/// `NAME=PATH` pairs.
+fn disks(given: &[String]) -> Outcome<BTreeMap<String, PathBuf>> {
+    let pair = |text: &String| {
+        let (name, path) =
+            text.split_once('=').filter(|(name, path)| !name.is_empty() && !path.is_empty())?;
+        Some((name.to_owned(), PathBuf::from(path)))
+    };
+    given
+        .iter()
+        .map(|text| {
+            pair(text)
+                .ok_or_else(|| Failure::usage(format!("`{text}` is not NAME=PATH, as in disk0=/images/a")))
+        })
+        .collect()
+}
+
+/// Says where to send to: the whole command, to be pasted into the other shell.
+fn announce(
+    acceptor: &TcpAcceptor,
+    token: &Secret,
+    args: &ReceiveArgs,
+    console: &Console,
+    teller: Option<&Teller>,
+) -> Outcome {
+    let local = acceptor.local();
+    let host = if local.ip().is_unspecified() { host_name() } else { local.ip().to_string() };
+    let address = if host.contains(':') {
+        format!("[{host}]:{}", local.port())
+    } else {
+        format!("{host}:{}", local.port())
+    };
+    if let Some(teller) = teller {
+        teller.tell(&Line::Told(Told::Listening { address, token: token.to_hex() }));
+        return Ok(());
+    }
+    if console.json {
+        let line = Told::Listening { address, token: token.to_hex() };
+        let text = serde_json::to_string(&line)
+            .map_err(|error| Failure::new(ExitClass::Internal, error.to_string()))?;
+        return console.print(&text);
+    }
+    let limit =
+        args.wait.map_or(String::new(), |wait| format!(" within {}", show_ms(wait.as_secs_f64() * 1e3)));
+    console.note(&format!("listening on {local}; on the source, start{limit}:"));
+    console.print(&format!("pageferry send --guest NAME --to {address} --token {}", token.to_hex()))
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "THIS-HOST".to_owned() } else { name.to_owned() }
+}
+
+/// Makes the guest the source describes, on the disks as they are here.
+fn make_host(shape: &Shape, name: Option<&str>, paths: &BTreeMap<String, PathBuf>) -> Result<Host, Error> {
+    let infos: Vec<DiskInfo> = shape
+        .disks
+        .iter()
+        .map(|disk| DiskInfo {
+            name: disk.name.clone(),
+            path: disk.path.clone(),
+            bytes: disk.bytes,
+            identity: disk.identity.clone(),
+        })
+        .collect();
+    // The guest's own disks: if one of them is not here, or is another one, there is nothing to run the guest on.
+    let disks: Option<Arc<dyn Disks>> = match infos.is_empty() {
+        true => None,
+        false => Some(Arc::new(open_same(&infos, paths)?)),
+    };
+    let mut config = GuestConfig::new(name.unwrap_or(&shape.guest), PageCount(shape.pages).bytes().0);
+    config.disks = infos.iter().map(|info| resolve(info, paths)).collect();
+    config.incoming = true;
+    config.attach_within_seconds = Some(ATTACH_WITHIN_SECONDS);
+    let program = guest::guest_program()
+        .map_err(|failure| Error::Peer { reason: failure.message, class: failure.class })?;
+    let spawned = launch::spawn(program, &config)?;
+    let target = attach_target(spawned.connect()?, &shape.guest)?;
+    Ok(Host { guest: target.guest, disks, readable: infos.iter().map(|_| Ok(())).collect() })
+}

@@ -1,0 +1,84 @@
+//! What `send` and `receive` tell the program that started them: JSON objects, a line each, on standard output.
+
+use std::io::{self, Write};
+use std::sync::Mutex;
+
+use mover::report::{Event, Observer, Summary};
+use serde::{Deserialize, Serialize};
+
+/// A line.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Line {
+    /// From the program around the engine.
+    Told(Told),
+    /// From the engine.
+    Event(Event),
+}
+
+/// What the program around the engine tells.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum Told {
+    /// A target waits for its source.
+    Listening {
+        /// Where, the port filled in.
+        address: String,
+        /// What the source has to show, once.
+        token: String,
+    },
+    /// The migration has succeeded.
+    Ended {
+        /// The source's account of it; a target's has less in it.
+        summary: Box<Summary>,
+    },
+}
+
+/// Prints lines; one that can't be printed is lost, and with it nothing of the migration.
+pub(crate) struct Teller {
+    out: Mutex<io::Stdout>,
+}
+
+impl Teller {
+    /// To standard output.
+    pub(crate) fn new() -> Self {
+        Self { out: Mutex::new(io::stdout()) }
+    }
+
+    /// Prints one.
+    pub(crate) fn tell(&self, line: &Line) {
+        let Ok(text) = serde_json::to_string(line) else { return };
+        let mut out = self.out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // The reader being gone is noticed by it, not by us.
+        let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    }
+}
+
+impl Observer for Teller {
+    fn event(&self, event: Event) {
+        self.tell(&Line::Event(event));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mover::report::{Phase, Sample};
+
+    use super::*;
+
+    #[test]
+    fn lines_come_back_as_they_went() {
+        let lines = [
+            Line::Told(Told::Listening { address: "127.0.0.1:7700".into(), token: "ab".into() }),
+            Line::Told(Told::Ended { summary: Box::default() }),
+            Line::Event(Event::Phase { at_ms: 1.5, phase: Phase::Drain }),
+            Line::Event(Event::Sample(Sample { at_ms: 2.0, round: 3, ..Sample::default() })),
+            Line::Event(Event::Notice { at_ms: 2.0, text: "a\nb".into() }),
+        ];
+        for line in lines {
+            let text = serde_json::to_string(&line).expect("serialises");
+            assert!(!text.contains('\n'));
+            assert_eq!(serde_json::from_str::<Line>(&text).expect("parses"), line);
+        }
+    }
+}
