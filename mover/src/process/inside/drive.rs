@@ -2,7 +2,8 @@
 //!
 //! Every write is announced in the shared log before it is submitted and again when it has ended, and waits while the
 //! shared gate holds one of its blocks. Buffers are never registered with the kernel: what is written into pinned
-//! memory behind the kernel's back escapes the engine's dirty tracking.
+//! memory behind the kernel's back escapes the engine's dirty tracking. For the same reason pages that a read has
+//! filled are marked as written once more when it has ended.
 
 #![forbid(unsafe_code)]
 
@@ -87,7 +88,10 @@ impl Drive {
 
     /// Reads blocks from `block` on into `pages`, which the caller has touched.
     pub(super) fn read(&self, block: u64, pages: &[GuestPage<'_>]) -> io::Result<()> {
-        let read = direct_io::read_pages(self.file.as_fd(), block * PAGE_BYTES_U64, pages)?;
+        let read = direct_io::read_pages(self.file.as_fd(), block * PAGE_BYTES_U64, pages);
+        // A harvest of the dirty log while the read was in flight saw the pages pinned, and took what they held before.
+        pages.iter().for_each(GuestPage::mark_written);
+        let read = read?;
         if read == pages.len() {
             return Ok(());
         }
@@ -179,6 +183,52 @@ mod tests {
             drive.read(62, &[map.page(Pfn(0)), map.page(Pfn(1)), map.page(Pfn(2))]).is_err(),
             "past the end"
         );
+    }
+
+    /// Harvests run while reads are in flight: one that falls between the kernel's pinning of a page and the disk's
+    /// writing to it takes the page for what it held before. Every page is read into once, so that none gets a second
+    /// chance to be noticed.
+    #[test]
+    fn a_read_that_a_harvest_overtakes_is_logged_once_more() {
+        use crate::kernel::pagemap::Scanner;
+        use crate::kernel::uffd::tests::{Pair, skipped};
+        use crate::kernel::uffd::{self, Features, Userfaultfd, Watch};
+        const PAGES: u64 = 8192;
+        let uffd = match uffd::open().and_then(|(fd, _)| Userfaultfd::new(fd, Features::LOG_WRITES)) {
+            Ok(uffd) => uffd,
+            Err(e) => return skipped("direct reads under a dirty log", &e),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, vec![7u8; 16 * 4096]).unwrap();
+        let (log, gate) = (SharedWriteLog::create(&[]).unwrap().0, SharedGate::create(&[]).unwrap().0);
+        let drive = Drive::new(open(&path).unwrap(), &path, DiskId(0), Arc::new(log), Arc::new(gate));
+        let pair = Pair::new(PAGES);
+        uffd.register(pair.span(), Watch::WRITES).unwrap();
+        let mut scanner = Scanner::new(Scanner::open_own().unwrap());
+        scanner.protect(pair.span()).unwrap();
+        let mut there = vec![false; usize::try_from(PAGES).unwrap()];
+        std::thread::scope(|scope| {
+            let reads = scope.spawn(|| {
+                for first in (0..PAGES).step_by(16) {
+                    let pages: Vec<_> = (first..first + 16).map(|n| pair.guest.page(Pfn(n))).collect();
+                    drive.read(0, &pages).unwrap();
+                }
+            });
+            let mut last = false;
+            while !last {
+                last = reads.is_finished();
+                let page = |address: u64| (address - pair.span().start) / PAGE_BYTES_U64;
+                let note = |from, to| {
+                    for n in page(from)..page(to) {
+                        there[usize::try_from(n).unwrap()] = !pair.engine.page(Pfn(n)).is_zero();
+                    }
+                };
+                scanner.written(pair.span(), note).unwrap();
+            }
+        });
+        let lost = there.iter().filter(|there| !**there).count();
+        assert_eq!(lost, 0, "pages whose content no harvest has seen");
     }
 
     #[test]
