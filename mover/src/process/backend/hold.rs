@@ -138,9 +138,8 @@ impl PageHold {
 impl HoldBack for PageHold {
     fn hold_back(&self, outstanding: &Bitmap) -> Result<(), GuestError> {
         assert_eq!(u64_of(outstanding.len()), self.memory.pages().0, "a bit per page");
-        for pfn in outstanding.iter() {
-            self.memory.held().set(pfn);
-        }
+        assert!(self.memory.held().is_clear(), "pages are held back once");
+        self.memory.held().copy_from(outstanding);
         if outstanding.next_run(0).is_none() {
             return Ok(());
         }

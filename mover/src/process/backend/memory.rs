@@ -118,14 +118,16 @@ impl GuestMemory for Memory {
     }
     fn untouched(&self, into: &mut Bitmap) -> Result<(), GuestError> {
         assert_eq!(u64_of(into.len()), self.pages().0, "a bit per page");
-        pagemap::holes(self.file(), 0, self.pages().0, |from, to| {
+        if self.held.is_clear() {
+            pagemap::untouched(self.file(), into)
+        } else {
             // What is held back is a hole too, and far from zero.
-            for at in usize_of(from)..usize_of(to) {
-                if !self.held.get(at) {
+            pagemap::holes(self.file(), 0, self.pages().0, |from, to| {
+                for at in (usize_of(from)..usize_of(to)).filter(|at| !self.held.get(*at)) {
                     into.set(at);
                 }
-            }
-        })
+            })
+        }
         .map_err(|e| os("cannot ask which pages of the guest were never touched", "Report it, please", e))
     }
 }
