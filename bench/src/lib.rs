@@ -10,6 +10,7 @@ pub mod buffer;
 pub mod fio;
 pub mod idle;
 pub mod machine;
+pub mod program;
 pub mod report;
 pub mod stats;
 pub mod suite;

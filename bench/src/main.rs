@@ -6,12 +6,14 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result, bail};
 use bench::report::{Report, Verdict};
 use bench::suite::{self, Context};
 use bench::{machine, worker};
 use clap::{Parser, Subcommand};
+use mover::process::launch;
 
 /// Measures the engine against plain references and its own limits.
 #[derive(Parser)]
@@ -35,6 +37,9 @@ struct Cli {
     /// Writes the table (Markdown) and the JSON lines next to it (.jsonl).
     #[arg(long, value_name = "FILE.md")]
     out: Option<PathBuf>,
+    /// Only this workload, in suites that go through all; give it again for more.
+    #[arg(long = "workload", value_name = "NAME")]
+    workloads: Vec<String>,
     /// Where files to read from disk are made; needs a few GiB and O_DIRECT.
     #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
     scratch: PathBuf,
@@ -52,6 +57,9 @@ enum Role {
         /// Bytes of its buffer.
         bytes: usize,
     },
+    /// The guest process of a measurement, started by the harness itself.
+    #[command(hide = true)]
+    Guest,
 }
 
 fn main() -> ExitCode {
@@ -65,9 +73,16 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    if let Some(Role::Worker { which, bytes }) = cli.role {
-        worker::serve(which, bytes)?;
-        return Ok(ExitCode::SUCCESS);
+    match cli.role {
+        Some(Role::Worker { which, bytes }) => {
+            worker::serve(which, bytes)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(Role::Guest) => {
+            launch::run_spawned(&AtomicBool::new(false))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        None => {}
     }
     let all = suite::all();
     if cli.list {
@@ -85,7 +100,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         all.into_iter().filter(|suite| cli.suites.iter().any(|name| name == suite.name())).collect()
     };
-    let context = Context::new(cli.runs, cli.quick, cli.scratch)?;
+    let context = Context::new(cli.runs, cli.quick, cli.workloads, cli.scratch)?;
     let mut report = Report::new(machine::describe(), std::env::args().skip(1).collect());
     for suite in wanted {
         eprintln!("{}: {}", suite.name(), suite.about());

@@ -2,9 +2,11 @@
 
 mod bare;
 mod bell;
+mod clean;
 mod disk;
 mod link;
 mod load;
+mod modes;
 mod stream;
 mod tcp;
 
@@ -20,6 +22,8 @@ pub struct Context {
     pub runs: usize,
     /// Smaller sizes, for a look.
     pub quick: bool,
+    /// Workloads to go through; none named: all.
+    pub workloads: Vec<String>,
     /// Where files may be made.
     pub scratch: PathBuf,
 }
@@ -29,9 +33,9 @@ impl Context {
     ///
     /// # Errors
     /// When that fails.
-    pub fn new(runs: usize, quick: bool, scratch: PathBuf) -> Result<Self> {
+    pub fn new(runs: usize, quick: bool, workloads: Vec<String>, scratch: PathBuf) -> Result<Self> {
         std::fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
-        Ok(Self { runs: runs.max(1), quick, scratch })
+        Ok(Self { runs: runs.max(1), quick, workloads, scratch })
     }
 }
 
@@ -54,6 +58,8 @@ pub fn all() -> Vec<Box<dyn Suite>> {
     vec![
         Box::new(stream::Stream),
         Box::new(load::Load),
+        Box::new(clean::Clean),
+        Box::new(modes::Modes),
         Box::new(bare::Bare),
         Box::new(tcp::Tcp),
         Box::new(link::Link),
