@@ -55,6 +55,11 @@ pub(crate) enum Command {
     Send(Box<SendArgs>),
     /// Wait for a guest and take it up; prints the command for the source
     Receive(Box<ReceiveArgs>),
+    /// Predict what a migration would take in each mode; nothing is moved
+    ///
+    /// Looks at the guest's pages and at the index of its disks, watches its writes for a while, and reads the disk here
+    /// and there for its speed.
+    Plan(PlanArgs),
     /// Settle a migration whose end is in doubt
     ///
     /// Without a migration's number: lists those with a record here. A guest that was given up, but whose start on the
@@ -65,6 +70,11 @@ pub(crate) enum Command {
     Guest {
         #[command(subcommand)]
         command: GuestCommand,
+    },
+    /// Look up where contents stand on a disk, so that a migration can refer to them
+    Index {
+        #[command(subcommand)]
+        command: IndexCommand,
     },
     /// Make a disk image out of files of this machine, for a guest to work on
     Image {
@@ -225,6 +235,29 @@ pub(crate) struct ReceiveArgs {
     pub(crate) json_events: bool,
 }
 
+/// What `plan` looks at.
+#[derive(Args)]
+pub(crate) struct PlanArgs {
+    /// The guest: its name, or the path of its control socket
+    #[arg(long, value_name = "NAME")]
+    pub(crate) guest: String,
+    /// What the link carries
+    #[arg(long, value_name = "RATE", default_value = "1gbit")]
+    pub(crate) link: Rate,
+    /// What the disk gives on the target [default: measured here]
+    #[arg(long, value_name = "RATE")]
+    pub(crate) disk_rate: Option<Rate>,
+    /// How long to watch the guest's writes
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
+    pub(crate) sample: Duration,
+    /// Longest downtime to aim for
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = duration)]
+    pub(crate) max_downtime: Duration,
+    /// Most rounds while the guest runs
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub(crate) max_rounds: u32,
+}
+
 /// What `resolve` settles.
 #[derive(Args)]
 pub(crate) struct ResolveArgs {
@@ -290,6 +323,39 @@ fn mode(text: &str) -> Result<Mode, String> {
     Mode::ALL.into_iter().find(|mode| mode.name() == text).ok_or_else(|| {
         format!("there is no mode `{text}`; the modes are {}", Mode::ALL.map(Mode::name).join(", "))
     })
+}
+
+#[derive(Subcommand)]
+pub(crate) enum IndexCommand {
+    /// Read the whole disk and write its index
+    Build {
+        /// The image or block device
+        image: PathBuf,
+        /// Read no faster than this
+        #[arg(long, value_name = "RATE")]
+        rate: Option<Rate>,
+    },
+    /// Bring an index up to date; a disk that has not changed is not read
+    Update {
+        /// The image or block device
+        image: PathBuf,
+        /// Read no faster than this
+        #[arg(long, value_name = "RATE")]
+        rate: Option<Rate>,
+    },
+    /// Compare an index with its disk: a sample, or all of it
+    Verify {
+        /// The image or block device
+        image: PathBuf,
+        /// Compare every entry
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show what an index holds
+    Stat {
+        /// The image or block device
+        image: PathBuf,
+    },
 }
 
 /// What a guest is made of.

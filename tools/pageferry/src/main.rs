@@ -9,13 +9,16 @@ mod doctor;
 mod failure;
 mod guest;
 mod image;
+mod index;
 mod layout;
 mod machine;
 mod manual;
 mod migrate;
+mod plan;
 mod report;
 mod results;
 mod signals;
+mod state;
 mod told;
 mod units;
 mod words;
@@ -48,8 +51,10 @@ fn dispatch(command: Command, console: &Console) -> Outcome {
         Command::Demo(args) => demo::run(&args, console),
         Command::Send(args) => migrate::send::run(&args, console),
         Command::Receive(args) => migrate::receive::run(&args, console),
+        Command::Plan(args) => plan::run(&args, console),
         Command::Resolve(args) => migrate::resolve::run(&args, console),
         Command::Guest { command } => guest::run(command, console),
+        Command::Index { command } => index::run(&command, console),
         Command::Image { path, size, content, from } => {
             image::run(&path, size.0, content.map(|size| size.0), &from, console)
         }

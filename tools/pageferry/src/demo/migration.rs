@@ -14,6 +14,7 @@ use super::speed::Watch;
 use super::stage::Stage;
 use crate::cli::DemoArgs;
 use crate::failure::{Failure, OrFail, Outcome};
+use crate::index;
 use crate::results::{Figures, Run};
 use crate::told::{Line, Told};
 
@@ -69,6 +70,11 @@ impl Scene<'_> {
             };
             Failure { message, ..failure }
         };
+        if mode.refers() {
+            self.progress.waiting(&format!("{}: bringing the disk's index up to date", mode.name()));
+            index::bring_up_to_date(&self.stage.image(), &self.stage.index_dir(), self.ending)?;
+            self.go_on()?;
+        }
         self.progress.waiting(&format!("{}: taking the guest's speed", mode.name()));
         let watch = self.watch(from)?;
         self.wait(BEFORE * 4, || watch.seen().lasted() >= BEFORE)?;

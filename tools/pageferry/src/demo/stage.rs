@@ -87,6 +87,11 @@ impl Stage {
         self.directory.path().join("run").join("pageferry")
     }
 
+    /// The directory of indexes.
+    pub(super) fn index_dir(&self) -> PathBuf {
+        self.directory.path().join("state").join("pageferry").join("index")
+    }
+
     /// The control socket of a guest.
     pub(super) fn socket(&self, name: &str) -> PathBuf {
         self.runtime().join(format!("{name}.guest"))

@@ -4,7 +4,6 @@ pub(crate) mod receive;
 pub(crate) mod resolve;
 pub(crate) mod send;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use mover::report::{Event, Observer};
@@ -15,22 +14,6 @@ use crate::console::Console;
 use crate::failure::Outcome;
 use crate::signals;
 use crate::told::Teller;
-
-/// Where indexes and the records of migrations are kept: `$XDG_STATE_HOME/pageferry`, `/var/lib/pageferry` for root,
-/// else `~/.local/state/pageferry`.
-pub(crate) fn state_dir() -> PathBuf {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    match (set("XDG_STATE_HOME"), set("HOME")) {
-        (Some(state), _) => state.join("pageferry"),
-        (None, Some(home)) if !rustix::process::getuid().is_root() => home.join(".local/state/pageferry"),
-        _ => PathBuf::from("/var/lib/pageferry"),
-    }
-}
-
-/// Where the records of migrations are.
-pub(crate) fn records_dir() -> PathBuf {
-    state_dir().join("migrations")
-}
 
 /// Time and threads, where events go, and a cancel request tied to Ctrl-C.
 pub(crate) fn surroundings(console: &Console, teller: Option<Arc<Teller>>) -> Outcome<Surroundings> {

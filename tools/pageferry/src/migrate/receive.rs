@@ -18,11 +18,12 @@ use mover::units::PageCount;
 use mover::wire::control::Shape;
 use mover::wire::hello::Secret;
 
-use super::{records_dir, surroundings};
+use super::surroundings;
 use crate::cli::ReceiveArgs;
 use crate::console::Console;
 use crate::failure::{Failure, Outcome};
 use crate::guest;
+use crate::state;
 use crate::told::{Line, Teller, Told};
 use crate::units::{show_bytes, show_count, show_ms};
 
@@ -60,7 +61,7 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
                 guest,
                 peer: peer.to_owned(),
             };
-            let journal: Box<dyn Journal> = Box::new(FileJournal::create(&records_dir(), record)?);
+            let journal: Box<dyn Journal> = Box::new(FileJournal::create(&state::records_dir(), record)?);
             Ok(journal)
         }),
     };

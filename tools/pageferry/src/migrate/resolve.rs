@@ -11,14 +11,14 @@ use mover::process::control;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-use super::records_dir;
 use crate::cli::ResolveArgs;
 use crate::console::Console;
 use crate::failure::{Failure, OrFail, Outcome};
+use crate::state;
 
 /// Does it.
 pub(crate) fn run(args: &ResolveArgs, console: &Console) -> Outcome {
-    let records = journal::list(&records_dir())?;
+    let records = journal::list(&state::records_dir())?;
     let Some(wanted) = &args.migration else { return list(&records, console) };
     let mut found = records.iter().filter(|(_, record)| record.migration.starts_with(wanted.as_str()));
     let (path, record) = found.next().ok_or_else(|| {

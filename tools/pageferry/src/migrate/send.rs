@@ -3,23 +3,31 @@
 use std::sync::Arc;
 
 use mover::ExitClass;
-use mover::disk::Disks;
+use mover::bitmap::Bitmap;
 use mover::disk::image::{DiskSpec, ImageDisks};
+use mover::disk::{Disks, WriteLog};
+use mover::error::DiskError;
+use mover::index::Keeper;
+use mover::index::commands;
+use mover::index::keeper::{DiskKeeper, Habits};
+use mover::index::set::Tables;
 use mover::journal::{Entry, FileJournal, Record, Role};
 use mover::net::tcp::{Settings, TcpDialer};
 use mover::process::backend::attach_source;
 use mover::process::control::Attached;
-use mover::report::Mode;
+use mover::report::{Event, Mode};
 use mover::source::{self, Config, NotConverging, Parts};
+use mover::units::DiskId;
 use mover::wire::hello::{MigrationId, Secret};
 
-use super::{records_dir, surroundings};
+use super::surroundings;
 use crate::cli::{IfNotConverging, SendArgs, Throttle};
 use crate::console::Console;
 use crate::failure::{Failure, Outcome};
 use crate::guest;
 use crate::layout;
 use crate::results::{self, Figures, Run};
+use crate::state;
 use crate::told::{Line, Teller, Told};
 
 /// Does it.
@@ -37,9 +45,16 @@ pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
     let client = guest::connect(&args.guest)?;
     let workload = client.status()?.workload;
     let attached = attach_source(client, &id.to_string())?;
-    let disks: Arc<dyn Disks> = Arc::new(ImageDisks::open_images(&specs(&attached.info))?);
+    let disks = ImageDisks::open_images(&specs(&attached.info))?;
+    let (tables, notes) = match args.mode.refers() {
+        true => commands::load(&disks, &state::index_dir())?,
+        false => (Tables::default(), Vec::new()),
+    };
+    for text in notes {
+        surroundings.observer.event(Event::Notice { at_ms: 0.0, text });
+    }
     let journal = FileJournal::create(
-        &records_dir(),
+        &state::records_dir(),
         Record {
             migration: id.to_string(),
             role: Role::Source,
@@ -52,11 +67,16 @@ pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
     let name = attached.info.guest.clone();
     let config = config(args, workload);
     let settings = Settings { patience: config.patience, zero_copy: args.zero_copy, ..Settings::default() };
+    let disks: Arc<dyn Disks> = Arc::new(disks);
+    let mut guest = attached.with_disks(Arc::clone(&disks));
+    let writes = std::mem::replace(&mut guest.writes, Box::new(TakenLog));
+    let keeper: Box<dyn Keeper> =
+        Box::new(DiskKeeper::new(tables.clone(), &*disks, writes, Habits::default())?);
     let parts = Parts {
-        guest: attached.with_disks(Arc::clone(&disks)),
+        guest,
         name,
-        index: None,
-        keeper: None,
+        index: Some(Arc::new(tables)),
+        keeper: Some(keeper),
         dialer: Arc::new(TcpDialer::new(&args.to, settings)),
         token,
         migration: id,
@@ -78,8 +98,17 @@ pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
     Ok(())
 }
 
+/// Stands where the log of disk writes was before the index's keeper took it.
+struct TakenLog;
+
+impl WriteLog for TakenLog {
+    fn harvest(&mut self, _: DiskId, _: &mut Bitmap) -> Result<u64, DiskError> {
+        Ok(0)
+    }
+}
+
 /// The guest's disks, to be opened here.
-fn specs(info: &Attached) -> Vec<DiskSpec> {
+pub(crate) fn specs(info: &Attached) -> Vec<DiskSpec> {
     let spec = |disk: &mover::process::control::GuestDisk| DiskSpec {
         name: disk.name.clone(),
         path: disk.path.clone().into(),
