@@ -5,6 +5,7 @@
 
 mod arena;
 mod mapping;
+pub mod nh;
 #[cfg(test)]
 mod owned;
 mod page;
