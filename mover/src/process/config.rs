@@ -21,7 +21,7 @@ pub struct GuestConfig {
     pub name: String,
     /// Bytes of memory: a multiple of 2 MiB.
     pub memory_bytes: u64,
-    /// vCPU threads, 1 to [`VCPUS_MAX`].
+    /// vCPU threads, 1 to [`VCPUS_MAX`]. An incoming guest gets as many as the one it takes in has.
     pub vcpus: u32,
     /// Image files of its disks.
     pub disks: Vec<PathBuf>,

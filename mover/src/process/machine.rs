@@ -5,10 +5,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::config::GuestConfig;
 use super::control::{GuestDisk, Phase, Status};
@@ -24,6 +23,9 @@ use crate::error::GuestError;
 use crate::memory::Mapping;
 use crate::units::{DiskId, PAGE_BYTES_U64, u64_of, usize_of};
 
+/// How long threads may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A guest as its server sees it.
 pub(super) struct Machine {
     config: GuestConfig,
@@ -36,7 +38,6 @@ pub(super) struct Machine {
     inside: Arc<Inside>,
     gate: Arc<RunGate>,
     scrubbing: Arc<ScrubSwitch>,
-    threads: OnceLock<Vec<JoinHandle<()>>>,
 }
 
 fn no_memory(config: &GuestConfig, source: io::Error) -> GuestError {
@@ -76,7 +77,7 @@ impl Machine {
             bytes: drive.bytes(),
         };
         let disks = drives.iter().enumerate().map(described).collect();
-        let inside = Inside::new(&config.name, Arc::clone(&memory), layout, drives, used, config.vcpus);
+        let inside = Inside::new(&config.name, Arc::clone(&memory), layout, drives, used);
         let machine = Self {
             config: config.clone(),
             born: Instant::now(),
@@ -88,33 +89,34 @@ impl Machine {
             inside: Arc::new(inside),
             gate: Arc::default(),
             scrubbing: Arc::default(),
-            threads: OnceLock::new(),
         };
-        machine.start_threads()?;
+        let rate = config.scrub_pages_per_second;
+        if rate > 0 {
+            scrub::spawn(&machine.inside, &machine.scrubbing, rate).map_err(|e| machine.no_thread(e))?;
+        }
         Ok(machine)
     }
 
-    fn start_threads(&self) -> Result<(), GuestError> {
-        let failed = |source: io::Error| GuestError::Os {
+    fn no_thread(&self, source: io::Error) -> GuestError {
+        GuestError::Os {
             doing: format!("cannot start the threads of guest {}", self.config.name),
             remedy: "Raise the limit of processes (ulimit -u)",
             source,
-        };
-        let mut threads = vcpu::spawn(&self.inside, &self.gate).map_err(failed)?;
-        let rate = self.config.scrub_pages_per_second;
-        if rate > 0 {
-            threads.push(scrub::spawn(&self.inside, &self.scrubbing, rate).map_err(failed)?);
         }
-        let fresh = self.threads.set(threads).is_ok();
-        assert!(fresh, "threads are started once");
-        Ok(())
     }
 
     /// Fills the memory and lets the vCPUs run. Ends early, not running, when `stop` is set.
     pub(super) fn boot(&self, stop: &AtomicBool) -> Result<(), GuestError> {
-        self.inside.boot(&self.config.workload, self.config.seed, stop)?;
+        let config = &self.config;
+        self.inside.boot(&config.workload, config.seed, config.vcpus, stop)?;
+        self.start_vcpus()?;
         self.run(false);
         Ok(())
+    }
+
+    /// Starts the threads of vCPUs that are there now. They wait at the gate.
+    fn start_vcpus(&self) -> Result<(), GuestError> {
+        vcpu::spawn(&self.inside, &self.gate).map_err(|e| self.no_thread(e))
     }
 
     fn run(&self, holding: bool) {
@@ -123,15 +125,19 @@ impl Machine {
         self.gate.start();
     }
 
-    /// Ends the threads. Where they may wait for absent pages they are left to the process's end instead.
+    /// Stops the vCPUs at their next chance, for good.
+    pub(super) fn halt(&self) {
+        self.gate.halt();
+    }
+
+    /// Ends the threads, and gives those a moment that are in a disk operation. Where they may wait for absent pages
+    /// they are left to the process's end instead.
     pub(super) fn end(&self, holding: bool) {
         self.gate.end();
         self.scrubbing.end();
-        if holding {
-            return;
-        }
-        while Arc::strong_count(&self.inside) > 1 {
-            std::thread::sleep(std::time::Duration::from_millis(1));
+        let begun = Instant::now();
+        while !holding && Arc::strong_count(&self.inside) > 1 && begun.elapsed() < END_PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -191,7 +197,7 @@ fn used_blocks(path: &Path, bytes: u64) -> Result<u64, GuestError> {
 
 impl Machinery for &Machine {
     fn pause(&mut self) -> Result<(), String> {
-        self.gate.stop(usize_of(u64::from(self.config.vcpus)))
+        self.gate.stop(self.inside.vcpus().len())
     }
     fn resume(&mut self) {
         self.gate.start();
@@ -200,7 +206,8 @@ impl Machinery for &Machine {
         self.inside.save()
     }
     fn load(&mut self, state: &[u8]) -> Result<(), String> {
-        self.inside.load(state)
+        self.inside.load(state)?;
+        self.start_vcpus().map_err(|e| e.to_string())
     }
     fn start(&mut self, holding: bool) {
         self.run(holding);

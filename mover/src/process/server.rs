@@ -224,6 +224,7 @@ impl Server {
                 packet::send(socket, &Reply::Done, &[])
             }
             Ok(Grant::End) => {
+                self.machine.halt();
                 self.ending.store(true, Ordering::SeqCst);
                 packet::send(socket, &Reply::Done, &[])
             }

@@ -73,6 +73,11 @@ impl Accounts {
             disk_errors: get(&self.disk_errors),
         }
     }
+    /// Forgets everything.
+    pub(super) fn start_over(&self) {
+        self.set_work(&Work::default());
+        self.access.iter().chain([&self.access_ns]).for_each(|counter| counter.store(0, Ordering::Relaxed));
+    }
     /// Takes over what the guest has done elsewhere.
     pub(super) fn set_work(&self, work: &Work) {
         let set = |counter: &AtomicU64, n: u64| counter.store(n, Ordering::Relaxed);

@@ -26,37 +26,31 @@ impl Inside {
         layout: Layout,
         drives: Vec<Drive>,
         used: Vec<u64>,
-        vcpus: u32,
     ) -> Self {
         let pages = layout.pages;
-        let vcpu = |number: u32| {
-            Mutex::new(Vcpu {
-                number: u64::from(number),
-                rng: Rng(0),
-                credits: [0; ACTIVITIES],
-                stream: 0,
-                scratch: 0,
-                churn: Vec::new(),
-                filling: true,
-            })
-        };
         Self {
             frames: Frames::new(memory, layout, guest),
             cache: Cache::new(drives, pages),
             accounts: Accounts::new(),
             used,
             plan: OnceLock::new(),
-            vcpus: (0..vcpus).map(vcpu).collect(),
+            vcpus: OnceLock::new(),
             generation: AtomicU64::new(1),
             throttle: AtomicU8::new(100),
         }
     }
 
     /// Makes the plan for a workload, and sets the cache's size by it.
-    pub(super) fn make_plan(&self, workload: Workload, text: String, seed: u64) -> Result<Plan, GuestError> {
+    pub(super) fn make_plan(
+        &self,
+        workload: Workload,
+        text: String,
+        seed: u64,
+        vcpus: u64,
+    ) -> Result<Plan, GuestError> {
         let layout = &self.frames.layout;
         let share = |percent: u8| layout.pages * u64::from(percent) / 100;
-        let bounce = BOUNCE_PAGES * u64_of(self.vcpus.len());
+        let bounce = BOUNCE_PAGES * vcpus;
         let reserved = layout.metadata + bounce;
         let anonymous = share(workload.memory.anonymous).checked_sub(reserved).filter(|pages| *pages > 0);
         let Some(anonymous) = anonymous else {
@@ -97,12 +91,19 @@ impl Inside {
     }
 
     /// Fills memory as the workload says: tables, anonymous pages, page cache. Ends early when `stop` is set.
-    pub(crate) fn boot(&self, workload: &str, seed: u64, stop: &AtomicBool) -> Result<(), GuestError> {
+    pub(crate) fn boot(
+        &self,
+        workload: &str,
+        seed: u64,
+        vcpus: u32,
+        stop: &AtomicBool,
+    ) -> Result<(), GuestError> {
         let (workload, text) = Workload::find(workload)?;
-        let plan = self.make_plan(workload, text, seed)?;
+        let vcpus = u64::from(vcpus);
+        let plan = self.make_plan(workload, text, seed, vcpus)?;
         self.write_books();
         let (first, pages) = plan.anonymous;
-        let bounce = BOUNCE_PAGES * u64_of(self.vcpus.len());
+        let bounce = BOUNCE_PAGES * vcpus;
         for pfn in first.0..first.0 + pages + bounce {
             if stop.load(Ordering::Relaxed) {
                 return Ok(());
@@ -110,18 +111,28 @@ impl Inside {
             self.frames.zone(Pfn(pfn)).set(Pfn(pfn), Frame { kind: Kind::Busy, ..Frame::default() });
             self.rewrite(&plan, Pfn(pfn));
         }
-        for (number, vcpu) in (0u64..).zip(&self.vcpus) {
-            let mut vcpu = vcpu.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            vcpu.rng = Rng(mix_all(&[seed, number, 2]));
-            vcpu.stream = number * 4096;
-            vcpu.scratch = number * (plan.scratch.2 / u64_of(self.vcpus.len()));
-        }
+        let vcpu = |number: u64| Vcpu {
+            number,
+            rng: Rng(mix_all(&[seed, number, 2])),
+            credits: [0; ACTIVITIES],
+            stream: number * 4096,
+            scratch: number * (plan.scratch.2 / vcpus),
+            churn: Vec::new(),
+            filling: true,
+        };
+        self.set_vcpus((0..vcpus).map(vcpu));
         self.warm_cache(&plan, stop)?;
         // What booting did is not the workload's doing.
-        self.accounts.set_work(&crate::process::control::Work::default());
+        self.accounts.start_over();
         let fresh = self.plan.set(plan).is_ok();
         assert!(fresh, "a guest boots once");
         Ok(())
+    }
+
+    /// Gives it its vCPUs.
+    pub(super) fn set_vcpus(&self, vcpus: impl Iterator<Item = Vcpu>) {
+        let fresh = self.vcpus.set(vcpus.map(Mutex::new).collect()).is_ok();
+        assert!(fresh, "a guest gets its vCPUs once");
     }
 
     /// Says in the books what every page is before anything is filled.

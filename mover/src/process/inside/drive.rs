@@ -133,6 +133,7 @@ mod tests {
     use crate::memory::{Mapping, PageBuf};
     use crate::units::Pfn;
     use std::os::unix::fs::FileExt;
+    use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
     #[test]
     fn a_write_is_logged_before_it_changes_the_disk_and_waits_at_the_gate() {
@@ -183,6 +184,50 @@ mod tests {
             drive.read(62, &[map.page(Pfn(0)), map.page(Pfn(1)), map.page(Pfn(2))]).is_err(),
             "past the end"
         );
+    }
+
+    /// Whoever harvests the log all the time and then looks at the disk has seen the last content of every write.
+    #[test]
+    fn a_write_that_a_harvest_overtakes_is_logged_once_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, vec![0u8; 16 * 4096]).unwrap();
+        let sizes = [16 * 4096];
+        let (log, log_file) = SharedWriteLog::create(&sizes).unwrap();
+        let log_there = SharedWriteLog::open(log_file.as_fd(), &sizes).unwrap();
+        let gate = SharedGate::create(&sizes).unwrap().0;
+        let drive = Drive::new(open(&path).unwrap(), &path, DiskId(0), Arc::new(log), Arc::new(gate));
+        let memory = rustix::fs::memfd_create("drive-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&memory, 4096).unwrap();
+        let map = Mapping::shared(memory.as_fd(), 4096, true).unwrap();
+        let (seen, rounds, end) = (AtomicU8::new(0), AtomicU64::new(0), AtomicBool::new(false));
+        let mut missed = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let file = std::fs::File::open(&path).unwrap();
+                while !end.load(Ordering::SeqCst) {
+                    let mut dirty = false;
+                    log_there.harvest(DiskId(0), |_, _| dirty = true);
+                    if dirty {
+                        let mut byte = [0];
+                        file.read_exact_at(&mut byte, 5 * 4096).unwrap();
+                        seen.store(byte[0], Ordering::SeqCst);
+                    }
+                    rounds.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            for content in 1..=200 {
+                map.page(Pfn(0)).copy_from(&PageBuf([content; 4096]));
+                drive.write(5, &[map.page(Pfn(0))]).unwrap();
+                let now = rounds.load(Ordering::SeqCst);
+                while rounds.load(Ordering::SeqCst) < now + 2 {
+                    std::thread::yield_now();
+                }
+                missed += u32::from(seen.load(Ordering::SeqCst) != content);
+            }
+            end.store(true, Ordering::SeqCst);
+        });
+        assert_eq!(missed, 0, "writes whose content no harvest led to");
     }
 
     /// Harvests run while reads are in flight: one that falls between the kernel's pinning of a page and the disk's

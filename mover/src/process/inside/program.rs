@@ -35,6 +35,8 @@ const FLUSH_EVERY: Duration = Duration::from_millis(250);
 const FLUSH_SHARE: u64 = 4;
 /// Blocks of the long file read at a time.
 const STREAM_BLOCKS: usize = 32;
+/// Cached blocks that use as much of a read rate as one from the disk.
+const CACHED_PER_READ: u64 = 8;
 /// Short-lived pages freed in one step.
 const FREED_PER_STEP: usize = 64;
 /// Short-lived pages of one program.
@@ -94,7 +96,8 @@ pub(crate) struct Inside {
     /// Blocks with files, per disk.
     pub(super) used: Vec<u64>,
     pub(super) plan: OnceLock<Plan>,
-    pub(super) vcpus: Vec<Mutex<Vcpu>>,
+    /// Made when it boots or is loaded: how many there are moves with it.
+    pub(super) vcpus: OnceLock<Vec<Mutex<Vcpu>>>,
     /// Numbers whatever is written to disks.
     pub(super) generation: AtomicU64,
     pub(crate) throttle: AtomicU8,
@@ -118,8 +121,12 @@ impl Clock {
 }
 
 impl Inside {
+    /// Its vCPUs; none before it is booted or loaded.
+    pub(crate) fn vcpus(&self) -> &[Mutex<Vcpu>] {
+        self.vcpus.get().map_or(&[], Vec::as_slice)
+    }
     pub(super) fn vcpu(&self, number: usize) -> MutexGuard<'_, Vcpu> {
-        self.vcpus[number].lock().unwrap_or_else(PoisonError::into_inner)
+        self.vcpus()[number].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The workload's name, once there is one.
@@ -151,7 +158,7 @@ impl Inside {
         let mut wait = TURN_MAX;
         for (n, (activity, whole)) in Self::rates(&plan.workload).into_iter().enumerate() {
             let share = whole * u64::from(self.throttle.load(Ordering::Relaxed)) / 100;
-            let rate = share / u64_of(self.vcpus.len());
+            let rate = share / u64_of(self.vcpus().len());
             if rate == 0 {
                 continue;
             }
@@ -241,25 +248,27 @@ impl Inside {
         (disk, block, usize_of(vcpu.rng.file_blocks().min(left)))
     }
 
-    /// Reads a run through the cache, checking every page of it.
-    fn read_through(&self, disk: u8, block: u64, blocks: usize) {
+    /// Reads a run through the cache, checking every page of it; how many blocks came from the disk.
+    fn read_through(&self, disk: u8, block: u64, blocks: usize) -> u64 {
         let end = block + u64_of(blocks);
-        let (mut at, mut page) = (block, PageBuf::zeroed());
+        let (mut at, mut page, mut fresh) = (block, PageBuf::zeroed(), 0);
         while at < end {
             if self.cache.look_up(&self.frames, &self.accounts, disk, at, &mut page) == Found::Hit {
                 at += 1;
                 continue;
             }
             let absent = (at..end).take_while(|block| !self.cache.has(&self.frames, disk, *block)).count();
-            self.cache.read_run(&self.frames, &self.accounts, disk, at, absent);
+            fresh += self.cache.read_run(&self.frames, &self.accounts, disk, at, absent);
             at += u64_of(absent.max(1));
         }
+        fresh
     }
 
     fn read(&self, plan: &Plan, vcpu: &mut Vcpu) -> u64 {
         let (disk, block, blocks) = self.some_file(plan, vcpu);
-        self.read_through(disk, block, blocks);
-        u64_of(blocks)
+        // The rate is the disk's: what the cache has costs little of it, so that a warm cache does not stop reading.
+        let fresh = self.read_through(disk, block, blocks);
+        fresh + (u64_of(blocks) - fresh).div_ceil(CACHED_PER_READ)
     }
 
     fn stream(&self, plan: &Plan, vcpu: &mut Vcpu) -> u64 {
@@ -317,7 +326,7 @@ impl Inside {
 
     fn churn(&self, plan: &Plan, vcpu: &mut Vcpu) -> u64 {
         let free = self.frames.counts.free.load(Ordering::Relaxed);
-        let most = CHURN_PAGES_MAX.min((free + u64_of(vcpu.churn.len())) / 2 / u64_of(self.vcpus.len()));
+        let most = CHURN_PAGES_MAX.min((free + u64_of(vcpu.churn.len())) / 2 / u64_of(self.vcpus().len()));
         if !vcpu.filling {
             let keep = vcpu.churn.len().saturating_sub(FREED_PER_STEP);
             let mut page = PageBuf::zeroed();

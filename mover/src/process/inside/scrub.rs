@@ -7,7 +7,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::frames::Kind;
@@ -54,7 +53,7 @@ pub(crate) fn spawn(
     inside: &Arc<Inside>,
     switch: &Arc<ScrubSwitch>,
     pages_per_second: u64,
-) -> std::io::Result<JoinHandle<()>> {
+) -> std::io::Result<()> {
     let (inside, switch) = (Arc::clone(inside), Arc::clone(switch));
     std::thread::Builder::new().name("scrubber".to_owned()).spawn(move || {
         let mut at = 0;
@@ -64,7 +63,8 @@ pub(crate) fn spawn(
                 at = inside.scrub(at, pages, switch.holding.load(Ordering::SeqCst));
             }
         }
-    })
+    })?;
+    Ok(())
 }
 
 impl Inside {

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use super::content::Rng;
 use super::program::{Inside, Vcpu};
 use super::workload::Workload;
+use crate::process::config::VCPUS_MAX;
 use crate::process::control::Work;
 use crate::units::{Pfn, u64_of, usize_of};
 
@@ -87,8 +88,8 @@ impl Inside {
         out.word(u64_of(plan.text.len()));
         out.0.extend_from_slice(plan.text.as_bytes());
         out.list(self.frames.layout.blocks.iter().copied());
-        out.word(u64_of(self.vcpus.len()));
-        for number in 0..self.vcpus.len() {
+        out.word(u64_of(self.vcpus().len()));
+        for number in 0..self.vcpus().len() {
             let vcpu = self.vcpu(number);
             out.word(vcpu.rng.0);
             out.list(vcpu.credits.iter().map(|credit| credit.cast_unsigned()));
@@ -130,15 +131,14 @@ impl Inside {
         for (theirs, ours) in blocks.iter().zip(&self.frames.layout.blocks) {
             same("blocks of a disk", *theirs, *ours)?;
         }
-        same("vCPUs", input.word()?, u64_of(self.vcpus.len()))?;
-        let vcpus: Vec<Vcpu> =
-            (0..u64_of(self.vcpus.len())).map(|n| vcpu(&mut input, n, pages)).collect::<Result<_, _>>()?;
+        let count = u64_of(input.count(u64::from(VCPUS_MAX))?);
+        let vcpus: Vec<Vcpu> = (0..count).map(|n| vcpu(&mut input, n, pages)).collect::<Result<_, _>>()?;
         let sums = input.list()?;
         same("zones", u64_of(sums.len()), self.frames.layout.zones())?;
         if !input.0.is_empty() {
             return Err("the guest's state is longer than it should be".to_owned());
         }
-        let plan = self.make_plan(workload, text, seed).map_err(|e| e.to_string())?;
+        let plan = self.make_plan(workload, text, seed, count).map_err(|e| e.to_string())?;
         self.plan.set(plan).map_err(|_| "this guest has its state already".to_owned())?;
         let here = &self.frames.counts;
         let counters = [&here.free, &here.cache, &here.dirty, &self.cache.hand, &self.generation];
@@ -146,9 +146,7 @@ impl Inside {
             counter.store(n, Ordering::Relaxed);
         }
         self.accounts.set_work(&work);
-        for (number, vcpu) in vcpus.into_iter().enumerate() {
-            *self.vcpu(number) = vcpu;
-        }
+        self.set_vcpus(vcpus.into_iter());
         self.frames.set_accumulators(&sums);
         Ok(())
     }
@@ -199,6 +197,6 @@ fn same(what: &str, theirs: u64, ours: u64) -> Result<(), String> {
     }
     Err(format!(
         "the guest has {theirs} {what}, the one prepared here has {ours}. Start the incoming guest with the same \
-         memory, disks and vCPUs"
+         memory and disks"
     ))
 }

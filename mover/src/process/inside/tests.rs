@@ -38,7 +38,7 @@ pub(in crate::process) fn test_image(dir: &Path) -> PathBuf {
     image
 }
 
-fn inside(image: Option<&Path>, vcpus: u32) -> Arc<Inside> {
+fn inside(image: Option<&Path>) -> Arc<Inside> {
     let memory = rustix::fs::memfd_create("inside-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&memory, MEMORY_BYTES).unwrap();
     let memory = Arc::new(Mapping::shared(memory.as_fd(), usize_of(MEMORY_BYTES), false).unwrap());
@@ -52,12 +52,12 @@ fn inside(image: Option<&Path>, vcpus: u32) -> Arc<Inside> {
         .into_iter()
         .map(|(opened, path)| Drive::new(opened, path, DiskId(0), Arc::clone(&log), Arc::clone(&gate)))
         .collect();
-    Arc::new(Inside::new("test", memory, layout, drives, used, vcpus))
+    Arc::new(Inside::new("test", memory, layout, drives, used))
 }
 
 fn booted(image: Option<&Path>, workload: &str) -> Arc<Inside> {
-    let inside = inside(image, 1);
-    inside.boot(workload, 7, &AtomicBool::new(false)).unwrap();
+    let inside = inside(image);
+    inside.boot(workload, 7, 1, &AtomicBool::new(false)).unwrap();
     inside
 }
 
@@ -222,11 +222,16 @@ fn a_stale_descriptor_page_and_a_stale_table_are_seen() {
 fn saved_and_loaded_it_goes_on_exactly_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let image = test_image(dir.path());
-    for (name, image) in [("compile", Some(&image)), ("file-copy", Some(&image)), ("memory-hog", None)] {
+    for (name, image) in [
+        ("compile", Some(&image)),
+        ("file-copy", Some(&image)),
+        ("video", Some(&image)),
+        ("memory-hog", None),
+    ] {
         let here = booted(image.map(PathBuf::as_path), name);
         work(&here, Duration::from_millis(300));
         let state = here.save().unwrap();
-        let there = inside(image.map(PathBuf::as_path), 1);
+        let there = inside(image.map(PathBuf::as_path));
         for pfn in (0..here.frames.layout.pages).map(Pfn) {
             if !here.frames.memory.page(pfn).is_zero() {
                 let mut page = PageBuf::zeroed();
@@ -236,6 +241,7 @@ fn saved_and_loaded_it_goes_on_exactly_where_it_was() {
         }
         there.load(&state).unwrap();
         assert!(there.save().unwrap() == state, "{name}: the state is the same");
+        assert_eq!(*there.vcpu(0), *here.vcpu(0));
         assert_right(&there);
         assert_eq!(there.accounts.work(), here.accounts.work());
         work(&there, Duration::from_millis(300));
@@ -244,7 +250,7 @@ fn saved_and_loaded_it_goes_on_exactly_where_it_was() {
         // Without the last thing it did, something is wrong with it.
         work(&here, Duration::from_millis(100));
         let later = here.save().unwrap();
-        let stale = inside(image.map(PathBuf::as_path), 1);
+        let stale = inside(image.map(PathBuf::as_path));
         stale.load(&later).unwrap();
         stale.check_all(false);
         assert!(stale.frames.ledger.wrong() > 0, "{name}: empty memory under this state");
@@ -254,15 +260,15 @@ fn saved_and_loaded_it_goes_on_exactly_where_it_was() {
 #[test]
 fn a_state_that_does_not_fit_is_refused_with_a_sentence() {
     let state = booted(None, "memory-hog").save().unwrap();
-    let other = inside(None, 2);
+    let other = inside(Some(&test_image(tempfile::tempdir().unwrap().path())));
     let refused = |state: &[u8], word: &str| {
         let said = other.load(state).unwrap_err();
         assert!(said.contains(word), "{said}");
     };
     refused(b"nonsense", "no state of a pageferry guest");
     refused(&[&state[..7], &[9], &state[8..]].concat(), "version 9");
-    refused(&state, "vCPUs");
-    let one = inside(None, 1);
+    refused(&state, "0 disks, the one prepared here has 1");
+    let one = inside(None);
     for cut in 0..state.len() {
         assert!(one.load(&state[..cut]).is_err(), "cut at {cut}");
     }
@@ -315,13 +321,13 @@ fn several_vcpus_and_the_scrubber_agree() {
         [overwrite]\nrate = \"10MiB/s\"\n[touch]\nrate = \"20MiB/s\"\n";
     let workload = dir.path().join("all.toml");
     std::fs::write(&workload, text).unwrap();
-    let inside = inside(Some(&test_image(dir.path())), 3);
-    inside.boot(workload.to_str().unwrap(), 3, &AtomicBool::new(false)).unwrap();
+    let inside = inside(Some(&test_image(dir.path())));
+    inside.boot(workload.to_str().unwrap(), 3, 3, &AtomicBool::new(false)).unwrap();
     let gate = Arc::default();
     let switch = Arc::new(super::scrub::ScrubSwitch::default());
     switch.on.store(true, Ordering::SeqCst);
-    let mut threads = super::vcpu::spawn(&inside, &gate).unwrap();
-    threads.push(super::scrub::spawn(&inside, &switch, 100_000).unwrap());
+    super::vcpu::spawn(&inside, &gate).unwrap();
+    super::scrub::spawn(&inside, &switch, 100_000).unwrap();
     for _ in 0..5 {
         gate.start();
         std::thread::sleep(Duration::from_millis(200));
@@ -336,7 +342,9 @@ fn several_vcpus_and_the_scrubber_agree() {
     }
     gate.end();
     switch.end();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    while Arc::strong_count(&inside) > 1 {
+        std::thread::yield_now();
+    }
     let work = inside.accounts.work();
     assert!(work.read_bytes > 0 && work.written_bytes > 0 && work.evicted > 0, "{work:?}");
     assert!(inside.frames.ledger.full_checks() > 5);

@@ -7,7 +7,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::program::{Clock, Inside};
@@ -93,6 +92,12 @@ impl RunGate {
         Ok(())
     }
 
+    /// Stops the vCPUs at their next chance, without waiting for it.
+    pub(crate) fn halt(&self) {
+        self.halt.store(true, Ordering::SeqCst);
+        self.lock().open = false;
+    }
+
     /// Ends the vCPUs' threads at their next chance.
     pub(crate) fn end(&self) {
         self.halt.store(true, Ordering::SeqCst);
@@ -102,15 +107,13 @@ impl RunGate {
 }
 
 /// Starts the vCPUs' threads, which wait at the gate.
-pub(crate) fn spawn(inside: &Arc<Inside>, gate: &Arc<RunGate>) -> std::io::Result<Vec<JoinHandle<()>>> {
-    (0..inside.vcpus.len())
-        .map(|number| {
-            let (inside, gate) = (Arc::clone(inside), Arc::clone(gate));
-            std::thread::Builder::new()
-                .name(format!("vcpu-{number}"))
-                .spawn(move || run(&inside, &gate, number))
-        })
-        .collect()
+pub(crate) fn spawn(inside: &Arc<Inside>, gate: &Arc<RunGate>) -> std::io::Result<()> {
+    for number in 0..inside.vcpus().len() {
+        let (inside, gate) = (Arc::clone(inside), Arc::clone(gate));
+        let thread = std::thread::Builder::new().name(format!("vcpu-{number}"));
+        thread.spawn(move || run(&inside, &gate, number))?;
+    }
+    Ok(())
 }
 
 fn run(inside: &Inside, gate: &RunGate, number: usize) {
