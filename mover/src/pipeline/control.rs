@@ -9,7 +9,7 @@ use crossbeam_queue::ArrayQueue;
 
 use crate::error::{Error, ExitClass, NetError};
 use crate::limits::CONTROL_MESSAGE_BYTES_MAX;
-use crate::net::{Connection, Dialer, Receiver, Sender};
+use crate::net::{Connection, Dialer, HangUp, Receiver, Sender};
 use crate::runtime::{Placement, Runtime, Task};
 use crate::wire::control::{HEADER_BYTES, Message};
 use crate::wire::hello::{HELLO_BYTES, Hello, Verdict, Welcome};
@@ -71,11 +71,13 @@ pub struct Mail {
 }
 
 impl Mail {
-    /// Starts receiving. `ring` is called after everything that happens.
+    /// Starts receiving. `ring` is called after everything that happens. When no more can come in, the connection is
+    /// hung up: a send that is blocked on it would notice much later, and who dials again would wait for that.
     #[must_use]
     pub fn start(
         runtime: &Arc<dyn Runtime>,
         receiver: Box<dyn Receiver>,
+        hang_up: Arc<dyn HangUp>,
         mut divert: Divert,
         ring: Box<dyn Fn() + Send>,
     ) -> Self {
@@ -104,9 +106,19 @@ impl Mail {
             };
             theirs.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             theirs.lost.store(true, SeqCst);
+            hang_up.hang_up();
             ring();
         });
         Self { shared, task: Some(runtime.spawn("pf-control", Placement::Any, body)) }
+    }
+
+    /// The reason for a failed send: where it failed because nothing came in any more, that is it.
+    #[must_use]
+    pub fn explain(&self, error: Error) -> Error {
+        match error {
+            Error::Net(NetError::HungUp) if self.shared.lost.load(SeqCst) => self.why_lost(),
+            error => error,
+        }
     }
 
     /// The next message that has come in, if any.

@@ -66,7 +66,7 @@ impl Migration {
         });
         let (runtime, bell) = (Arc::clone(&self.around.runtime), Arc::clone(&self.bell));
         let ring = Box::new(move || runtime.ring(&bell));
-        let mail = Mail::start(&self.around.runtime, receiver, divert, ring);
+        let mail = Mail::start(&self.around.runtime, receiver, Arc::clone(&hang_up), divert, ring);
         self.peer = Some(Peer { sender, mail, hang_up });
     }
 

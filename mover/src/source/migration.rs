@@ -244,7 +244,8 @@ impl Migration {
 
     pub(super) fn tell(&mut self, message: &Message) -> Result<(), Error> {
         let peer = self.peer.as_mut().expect("a peer is told something only while there is one");
-        self.control_bytes += control::send(&mut *peer.sender, message)?;
+        let sent = control::send(&mut *peer.sender, message);
+        self.control_bytes += sent.map_err(|error| peer.mail.explain(error))?;
         Ok(())
     }
 

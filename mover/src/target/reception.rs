@@ -190,13 +190,16 @@ impl Reception {
         receiver.set_patience(Some(self.config.patience));
         let landing = Arc::clone(&self.landing);
         let ring = Box::new(move || landing.runtime.ring(&landing.work));
-        let mail = Mail::start(&self.around.runtime, receiver, Box::new(Some), ring);
+        let mail = Mail::start(&self.around.runtime, receiver, Arc::clone(&hang_up), Box::new(Some), ring);
         self.peer = Some(Peer { sender, mail, hang_up });
     }
 
     pub(super) fn tell(&mut self, message: &Message) -> Result<(), Error> {
         match &mut self.peer {
-            Some(peer) => control::send(&mut *peer.sender, message).map(|_| ()),
+            Some(peer) => match control::send(&mut *peer.sender, message) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(peer.mail.explain(error)),
+            },
             None => Ok(()),
         }
     }
