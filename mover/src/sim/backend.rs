@@ -78,7 +78,7 @@ impl Guest {
 
     /// Attaches the target's engine, to an incoming guest or to one that runs with pages held back.
     pub(crate) fn attach_target(self: &Arc<Self>) -> Result<TargetGuest, GuestError> {
-        let again = self.phases().1 == TargetPhase::Running && self.held() > 0;
+        let again = self.phases().1 == TargetPhase::Running && (self.held() > 0 || self.is_gated());
         if self.phases().1 != TargetPhase::Incoming && !again {
             return Err(refused("there is no incoming guest"));
         }

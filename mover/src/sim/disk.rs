@@ -53,7 +53,7 @@ impl DiskShape {
         Self {
             blocks,
             alignment: rng.pick(&[512, 4096]),
-            latency: rng.pick(&[50 * MICRO, MILLI, 20 * MILLI]),
+            latency: rng.pick(&[50 * MICRO, MILLI, 20 * MILLI, 100 * MILLI]),
             cached: rng.once_in(2),
             corrupt: rng.pick(&[0, 0, 7, 50]),
             failing: rng.pick(&[0, 0, 0, 10, 100]),

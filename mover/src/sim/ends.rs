@@ -63,7 +63,22 @@ fn migrate(world: &Arc<World>) -> Result<(), Error> {
         migration: MIGRATION,
         journal: Box::new(SimJournal { world: Arc::clone(world), end: SOURCE }),
     };
-    source::migrate(parts, world.scenario.config.clone(), surroundings(world, SOURCE)).map(|_| ())
+    let summary = source::migrate(parts, world.scenario.config.clone(), surroundings(world, SOURCE))?;
+    for (what, count) in [
+        ("zero pages", summary.pages_zero),
+        ("references", summary.pages_by_reference),
+        ("refetches", summary.pages_refetched),
+        ("pages held back", summary.pages_lazy),
+        ("faults", summary.faults_served),
+        ("checks that fail", summary.check_failures),
+        ("verified pages", summary.verified_pages),
+        ("direct loads", u64::from(summary.load_path == "direct")),
+    ] {
+        if count > 0 {
+            world.reach(what);
+        }
+    }
+    Ok(())
 }
 
 /// Starts the target's end.

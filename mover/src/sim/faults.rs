@@ -21,6 +21,7 @@ pub(crate) fn plan(world: &Arc<World>) {
             "fault",
             Box::new(move || {
                 if await_moment(&theirs, when) {
+                    theirs.reach(format!("{} in {}", fault.name(), theirs.phase()));
                     theirs.scheduler.note(|| format!("fault: {fault:?}"));
                     strike(&theirs, fault);
                 }
@@ -82,7 +83,7 @@ fn strike(world: &Arc<World>, fault: Fault) {
 
 /// Connects to the target and misbehaves; whatever it meets is its own problem.
 fn stranger(world: &Arc<World>, how: Stranger) {
-    let Ok(mut line) = world.network.dialer().dial(Duration::from_secs(1)) else { return };
+    let Ok(mut line) = world.network.strange_dialer().dial(Duration::from_secs(1)) else { return };
     line.receiver.set_patience(Some(Duration::from_nanos(STAY)));
     let mut answer = [0; 64];
     let bytes = match how {

@@ -51,7 +51,7 @@ impl GuestShape {
             gate: rng.once_in(2),
             pinnable: rng.once_in(2),
             knows_untouched: rng.once_in(2),
-            failing_harvest: rng.pick(&[0, 0, 0, 0, 0, 20]),
+            failing_harvest: if rng.once_in(16) { 20 } else { 0 },
         }
     }
 }
@@ -223,6 +223,11 @@ impl Guest {
         self.state().held.count()
     }
 
+    /// Whether writes to some blocks are held back from it.
+    pub(crate) fn is_gated(&self) -> bool {
+        self.state().gated.iter().any(|blocks| blocks.count() > 0)
+    }
+
     /// Operations its tasks have done.
     pub(crate) fn operations(&self) -> u64 {
         self.state().operations
@@ -273,6 +278,7 @@ impl Guest {
                 let mut state = self.state();
                 state.target = TargetPhase::None;
                 state.held.clear_all();
+                state.gated.iter_mut().for_each(Bitmap::clear_all);
                 state.faults.clear();
             }
             _ => {}

@@ -53,7 +53,7 @@ impl LinkShape {
             buffer: usize_of(rng.pick(&[4, 32, 256, 2048]) * 1024),
             piece: usize_of(rng.pick(&[1000, 1448, 9000, 65_536])),
             late_pages: rng.once_in(3),
-            refuse: rng.pick(&[0, 0, 0, 6]),
+            refuse: if rng.once_in(10) { 6 } else { 0 },
             late_accept: rng.pick(&[1, MILLI, 300 * MILLI]),
             slow_lane: rng.pick(&[0, 0, 10 * MILLI, 400 * MILLI]),
         }
@@ -127,6 +127,8 @@ struct Line {
     pipes: [Pipe; 2],
     /// Nothing passes any more and nobody will ever be told.
     dead: bool,
+    /// Dialled by a stranger, not by the source.
+    strange: bool,
 }
 
 struct State {
@@ -180,7 +182,12 @@ impl Network {
 
     /// What the source dials with.
     pub(crate) fn dialer(self: &Arc<Self>) -> Arc<dyn Dialer> {
-        Arc::new(SimDialer { network: Arc::clone(self) })
+        Arc::new(SimDialer { network: Arc::clone(self), strange: false })
+    }
+
+    /// What a stranger dials with.
+    pub(crate) fn strange_dialer(self: &Arc<Self>) -> Arc<dyn Dialer> {
+        Arc::new(SimDialer { network: Arc::clone(self), strange: true })
     }
 
     /// What the target accepts with; one at a time.
@@ -191,7 +198,8 @@ impl Network {
 
     /// Connections that one end still holds open.
     pub(crate) fn open(&self, side: usize) -> usize {
-        self.state().lines.iter().filter(|l| l.ends[side].handles > 0 && !l.ends[side].closed).count()
+        let open = |l: &&Line| l.ends[side].handles > 0 && !l.ends[side].closed && !(side == 0 && l.strange);
+        self.state().lines.iter().filter(open).count()
     }
 
     /// Takes the link down; what is on its way waits.
@@ -291,6 +299,9 @@ impl Network {
     pub(crate) fn kill_side(&self, side: usize) {
         let lines = self.state().lines.len();
         for line in 0..lines {
+            if side == 0 && self.state().lines[line].strange {
+                continue;
+            }
             self.close(line, side);
             self.state().lines[line].ends[side].handles = 0;
         }
@@ -352,7 +363,7 @@ impl Network {
         }
     }
 
-    fn connect(&self) -> usize {
+    fn connect(&self, strange: bool) -> usize {
         let now = self.scheduler.now();
         let changed = [self.scheduler.signal(), self.scheduler.signal()];
         let mut guard = self.state();
@@ -371,7 +382,7 @@ impl Network {
             end: None,
         };
         let end = || End { handles: 3, ..End::default() };
-        state.lines.push(Line { ends: [end(), end()], pipes: changed.map(pipe), dead: false });
+        state.lines.push(Line { ends: [end(), end()], pipes: changed.map(pipe), dead: false, strange });
         state.lines.len() - 1
     }
 
@@ -642,6 +653,7 @@ impl HangUp for SimHangUp {
 
 struct SimDialer {
     network: Arc<Network>,
+    strange: bool,
 }
 
 impl Dialer for SimDialer {
@@ -674,7 +686,7 @@ impl Dialer for SimDialer {
             if refused || !network.state().listening {
                 return Err(failed(io::ErrorKind::ConnectionRefused));
             }
-            let line = network.connect();
+            let line = network.connect(self.strange);
             let late = {
                 let mut state = network.state();
                 let late = state.shape.late_accept;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::disk::{SOURCE, TARGET};
 use super::guest::{SourcePhase, TargetPhase};
-use super::scenario::{Fault, Scenario};
+use super::scenario::Fault;
 use super::scheduler::{Group, SECOND};
 use super::world::{EndOutcome, World};
 use crate::error::Error;
@@ -32,6 +32,8 @@ pub(crate) fn judge(world: &Arc<World>) {
     // What is closing closes.
     scheduler.sleep(2 * SECOND);
     let source = source_of(world);
+    world.reach(format!("source {source:?}"));
+    world.reach(format!("guest {:?} and {:?}", world.guest.phases().0, world.guest.phases().1));
     leftovers(world);
     promises(world, source);
     settle(world, source);
@@ -122,6 +124,7 @@ fn settle(world: &Arc<World>, source: Source) {
             if journal == Some(Entry::Started) && !killed {
                 world.scheduler.fail("the target's record says started, and no guest is there".to_owned());
             }
+            world.reach("an operator");
             world.scheduler.note(|| "an operator gives the guest back to the source".to_owned());
             match world.guest.attach_source() {
                 Ok(mut guest) => {
@@ -152,6 +155,15 @@ fn one_runs(world: &World) {
         Some(TARGET) if held > 0 => scheduler.fail(format!("{held} pages are held back for ever")),
         Some(_) => {}
     }
+    if world.guest.is_gated() {
+        if !matches!(world.ends()[TARGET].outcome, Some(EndOutcome::Killed)) {
+            scheduler.fail("the gate before the disks is left closed".to_owned());
+        }
+        // The target was killed between the last page and the end of the drain.
+        let opened = world.guest.attach_target().map(|guest| guest.lazy.map(|hold| hold.finish()));
+        world.reach("an operator opens the gate");
+        scheduler.note(|| format!("an operator opens the gate: {opened:?}"));
+    }
     let before = world.guest.operations();
     for _ in 0..60 {
         if world.guest.operations() > before {
@@ -167,21 +179,17 @@ fn one_runs(world: &World) {
 
 /// Whether something happened after the restart that can cost a guest whose pages are still outstanding.
 fn risky(world: &World) -> bool {
-    let ends = world.ends();
-    let drained = ends[SOURCE].phases.contains(&Phase::Commit);
-    let severe = |scenario: &Scenario| {
-        scenario.faults.iter().any(|(_, fault)| {
-            matches!(
-                fault,
-                Fault::KillSource
-                    | Fault::KillTarget
-                    | Fault::CancelSource
-                    | Fault::CancelTarget
-                    | Fault::Cut { .. }
-                    | Fault::Down(_)
-                    | Fault::CutOne { .. }
-            )
-        })
-    };
-    drained && severe(&world.scenario)
+    let patience = u64::try_from(world.scenario.config.redial_for.as_nanos()).unwrap_or(u64::MAX);
+    let (mut away, mut killed) = (0, false);
+    for (_, fault) in &world.scenario.faults {
+        match fault {
+            Fault::KillSource | Fault::KillTarget => killed = true,
+            Fault::Cut { lasts, .. } | Fault::Down(lasts) => away += lasts,
+            // Who cancels while the source dials again tells it to give up.
+            Fault::CancelSource => away += patience / 2,
+            _ => {}
+        }
+    }
+    let committed = world.ends()[SOURCE].phases.contains(&Phase::Commit);
+    committed && (killed || away >= patience)
 }

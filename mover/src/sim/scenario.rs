@@ -103,22 +103,19 @@ impl Scenario {
         let disk = DiskShape::drawn(&mut rng, guest.pages);
         let link = LinkShape::drawn(&mut rng);
         let config = Config {
-            mode: rng.pick(&[
-                Mode::Stock,
-                Mode::Plain,
-                Mode::Refer,
-                Mode::Refer,
-                Mode::Lazy,
-                Mode::Lazy,
-                Mode::Lazy,
-            ]),
+            mode: match rng.below(10) {
+                0 => Mode::Stock,
+                1 => Mode::Plain,
+                2 | 3 => Mode::Refer,
+                _ => Mode::Lazy,
+            },
             workload: "simulated".to_owned(),
             lanes: usize_of(rng.range(1, 4)),
             max_downtime: Duration::from_millis(rng.pick(&[1, 50, 500])),
-            max_rounds: rng.pick(&[1, 3, 10]),
+            max_rounds: rng.pick(&[1, 1, 3, 10]),
             bandwidth: rng.pick(&[None, None, Some(20_000_000)]),
             throttle: rng.once_in(3),
-            not_converging: if rng.once_in(4) { NotConverging::Abort } else { NotConverging::Finish },
+            not_converging: if rng.once_in(8) { NotConverging::Abort } else { NotConverging::Finish },
             verify: rng.once_in(3),
             patience: Duration::from_secs(10),
             redial_for: Duration::from_secs(rng.pick(&[5, 60])),
@@ -135,7 +132,7 @@ impl Scenario {
             kept: !rng.once_in(4),
             direct: rng.once_in(2),
             depth: usize_of(rng.range(1, 8)),
-            failing_journal: rng.pick(&[0, 0, 0, 0, 0, 0, 0, 4]),
+            failing_journal: if rng.once_in(16) { 3 } else { 0 },
             faults: (0..count).map(|_| (When::drawn(&mut rng), Fault::drawn(&mut rng))).collect(),
         }
     }
@@ -158,24 +155,38 @@ impl Scenario {
 impl When {
     fn drawn(rng: &mut Rng) -> Self {
         let delay = rng.magnitude(1, 2 * SECOND);
-        let phase = rng.pick(&[
-            Phase::Connect,
-            Phase::Arm,
-            Phase::Rounds,
-            Phase::Stop,
-            Phase::Verify,
-            Phase::Commit,
-            Phase::Commit,
-            Phase::Commit,
-            Phase::Drain,
-            Phase::Drain,
-            Phase::Done,
-        ]);
-        if rng.once_in(5) { Self::After(delay) } else { Self::In(phase, rng.magnitude(1, 200 * MILLI)) }
+        let phase = match rng.below(16) {
+            0 => Phase::Connect,
+            1 => Phase::Arm,
+            2 | 3 => Phase::Rounds,
+            4 | 5 => Phase::Stop,
+            6 => Phase::Verify,
+            7..=10 => Phase::Commit,
+            11..=14 => Phase::Drain,
+            _ => Phase::Done,
+        };
+        if rng.once_in(10) { Self::After(delay) } else { Self::In(phase, rng.magnitude(1, 200 * MILLI)) }
     }
 }
 
 impl Fault {
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Down(_) => "link down",
+            Self::Cut { notice: true, .. } => "cut with notice",
+            Self::Cut { notice: false, .. } => "silent cut",
+            Self::CutOne { .. } => "one connection cut",
+            Self::KillSource => "source killed",
+            Self::KillTarget => "target killed",
+            Self::CancelSource => "cancelled at the source",
+            Self::CancelTarget => "cancelled at the target",
+            Self::SlowDisks(..) => "slow disks",
+            Self::BrokenDisks(_) => "broken disks",
+            Self::Stranger(_) => "stranger",
+        }
+    }
+
     fn drawn(rng: &mut Rng) -> Self {
         let lasts = rng.pick(&[MILLI, 500 * MILLI, 8 * SECOND, 40 * SECOND, 900 * SECOND]);
         match rng.below(14) {

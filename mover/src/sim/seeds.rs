@@ -1,49 +1,100 @@
 //! The migrations: thousands of seeds, and one at will.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::scheduler::Failure;
 use super::world;
+
+/// Seeds run where no number is given.
+const SEEDS: u64 = 1500;
+/// Failing seeds after which to stop looking for more.
+const ENOUGH: usize = 20;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is {text:?}, and must be a number")))
 }
 
-/// Every seed's migration keeps every invariant.
-#[test]
-fn seeds() {
-    let first = number("PAGEFERRY_FIRST_SEED").unwrap_or(0);
-    let count = number("PAGEFERRY_SEEDS").unwrap_or(1500);
+/// What many seeds came to.
+#[derive(Default)]
+struct Tally {
+    failed: Vec<(u64, Failure)>,
+    reached: BTreeMap<String, u64>,
+}
+
+fn run_all(first: u64, count: u64) -> Tally {
     let next = AtomicU64::new(first);
-    let failed = std::sync::Mutex::new(Vec::new());
+    let tally = Mutex::new(Tally::default());
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::SeqCst);
-                    if seed >= first + count || failed.lock().unwrap().len() >= 20 {
+                    if seed >= first + count || tally.lock().unwrap().failed.len() >= ENOUGH {
                         break;
                     }
-                    if let Some(failure) = world::run(seed, false, None).ran.failure {
-                        failed.lock().unwrap().push((seed, failure));
+                    let verdict = world::run(seed, false, None);
+                    let mut tally = tally.lock().unwrap();
+                    for what in verdict.reached {
+                        *tally.reached.entry(what).or_default() += 1;
                     }
+                    tally.failed.extend(verdict.ran.failure.map(|failure| (seed, failure)));
                 }
             });
         }
     });
-    let mut failed = failed.into_inner().unwrap();
-    failed.sort_by_key(|(seed, _)| *seed);
-    for (seed, failure) in &failed {
+    let mut tally = tally.into_inner().unwrap();
+    tally.failed.sort_by_key(|(seed, _)| *seed);
+    tally
+}
+
+/// Every seed's migration keeps every invariant; and between them they reach what is there to reach.
+#[test]
+fn seeds() {
+    let count = number("PAGEFERRY_SEEDS").unwrap_or(SEEDS);
+    let tally = run_all(number("PAGEFERRY_FIRST_SEED").unwrap_or(0), count);
+    for (what, seeds) in &tally.reached {
+        eprintln!("reached by {seeds:>6} seeds: {what}");
+    }
+    for (seed, failure) in &tally.failed {
         let text: String = format!("{failure:?}").chars().take(300).collect();
         eprintln!("seed {seed}: {text}");
     }
-    if let Some((seed, _)) = failed.first() {
-        panic!("{} seeds failed; the first:\n{}", failed.len(), world::run(*seed, true, None).report());
+    if let Some((seed, _)) = tally.failed.first() {
+        panic!("{} seeds failed; the first:\n{}", tally.failed.len(), world::run(*seed, true, None).report());
+    }
+    if count >= SEEDS {
+        for what in [
+            "zero pages",
+            "references",
+            "refetches",
+            "pages held back",
+            "faults",
+            "checks that fail",
+            "verified pages",
+            "direct loads",
+            "redial",
+            "an operator",
+            "source Moved",
+            "source Kept",
+            "source InDoubt",
+            "source Killed",
+            "source killed in Commit",
+            "target killed in Commit",
+            "silent cut in Commit",
+            "cut with notice in Commit",
+            "source killed in Drain",
+            "target killed in Drain",
+        ] {
+            assert!(tally.reached.contains_key(what), "no seed reaches: {what}");
+        }
     }
 }
 
-/// The seed in `PAGEFERRY_SEED`, with its story.
+/// The seed in `PAGEFERRY_SEED`, with its story; `PAGEFERRY_WAITS_AT`: what every task waits for at that millisecond.
 #[test]
 fn seed() {
     let Some(seed) = number("PAGEFERRY_SEED") else { return };

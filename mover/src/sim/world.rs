@@ -1,5 +1,6 @@
 //! One migration in a simulated world, from its seed to its verdict.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::disk::{DiskWorld, SOURCE, TARGET};
@@ -58,6 +59,8 @@ pub(crate) struct World {
     /// An end has ended or entered a phase.
     pub(crate) news: Key,
     rng: Mutex<Rng>,
+    /// What of the engine this run has reached.
+    reached: Mutex<BTreeSet<String>>,
 }
 
 impl World {
@@ -97,6 +100,7 @@ impl World {
             ends: Mutex::default(),
             news: scheduler.signal(),
             rng: Mutex::new(stream("world")),
+            reached: Mutex::default(),
             scenario,
             scheduler,
             network,
@@ -109,6 +113,16 @@ impl World {
     /// What is known of the two ends.
     pub(crate) fn ends(&self) -> MutexGuard<'_, [EndRecord; 2]> {
         self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the run reached something worth reaching.
+    pub(crate) fn reach(&self, what: impl Into<String>) {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).insert(what.into());
+    }
+
+    /// The source's phase, by name.
+    pub(crate) fn phase(&self) -> String {
+        self.ends()[SOURCE].phases.last().map_or("none".to_owned(), |phase| format!("{phase:?}"))
     }
 
     /// A number under `n`.
@@ -225,7 +239,12 @@ impl Observer for Watch {
                 self.world.ends()[self.end].phases.push(phase);
                 self.world.scheduler.wake(self.world.news);
             }
-            Event::Notice { text, .. } => self.world.scheduler.note(|| format!("notice: {text}")),
+            Event::Notice { text, .. } => {
+                if text.contains("dialling again") {
+                    self.world.reach("redial");
+                }
+                self.world.scheduler.note(|| format!("notice: {text}"));
+            }
             Event::Round { round, pages, .. } => {
                 self.world.scheduler.note(|| format!("round {round}, {pages} pages"));
             }
@@ -240,6 +259,8 @@ pub(crate) struct Verdict {
     pub(crate) scenario: Scenario,
     /// How it ran.
     pub(crate) ran: Ran,
+    /// What of the engine it reached.
+    pub(crate) reached: BTreeSet<String>,
 }
 
 /// Runs what `seed` stands for. `traced`: keeps its last events; `snapshot_at`: what tasks wait for at that millisecond
@@ -248,7 +269,8 @@ pub(crate) fn run(seed: u64, traced: bool, snapshot_at: Option<u64>) -> Verdict 
     let scenario = Scenario::of(seed);
     let world = World::new(scenario.clone(), traced);
     let ran = world.run(snapshot_at);
-    Verdict { scenario, ran }
+    let reached = world.reached.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Verdict { scenario, ran, reached }
 }
 
 impl Verdict {
