@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{show_bytes, show_count, show_ms};
 
+/// How often the guest is asked for its speed after a restart.
+pub(crate) const WATCHED_EVERY_MS: f64 = 20.0;
+
 /// One migration, as it is kept.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
@@ -52,7 +55,7 @@ pub(crate) fn rows(runs: &[Run]) -> Vec<Row> {
     }
     row(false, "time to restart", &|f| show_ms(f.summary.restart_ms));
     row(false, "downtime", &|f| show_ms(f.summary.downtime_ms));
-    row(false, "time to full speed", &|f| f.full_speed_ms.map_or_else(|| "not reached".to_owned(), show_ms));
+    row(false, "time to full speed", &full_speed);
     row(false, "rounds", &|f| show_count(f.summary.rounds.into()));
     row(true, "pages: zero", &|f| show_count(f.summary.pages_zero));
     row(false, "  data", &|f| show_count(f.summary.pages_data));
@@ -72,6 +75,15 @@ pub(crate) fn rows(runs: &[Run]) -> Vec<Row> {
     row(false, "pages verified", &|f| show_count(f.summary.verified_pages));
     row(false, "  mismatched", &|f| show_count(f.summary.mismatched_pages));
     rows
+}
+
+/// How soon the guest was as fast as before, no finer than it was looked at.
+fn full_speed(figures: &Figures) -> String {
+    match figures.full_speed_ms {
+        None => "not reached".to_owned(),
+        Some(ms) if ms < WATCHED_EVERY_MS => format!("< {}", show_ms(WATCHED_EVERY_MS)),
+        Some(ms) => show_ms(ms),
+    }
 }
 
 /// The rows for a terminal of `width` columns.

@@ -21,6 +21,15 @@ pub(crate) fn set_on_end(flag: &Arc<AtomicBool>) -> Outcome {
     Ok(())
 }
 
+/// As [`set_on_end`], however often one comes.
+pub(crate) fn set_on_end_always(flag: &Arc<AtomicBool>) -> Outcome {
+    for signal in ENDING {
+        let doing = || "cannot handle signals".to_owned();
+        signal_hook::flag::register(signal, Arc::clone(flag)).or_fail(doing, REMEDY)?;
+    }
+    Ok(())
+}
+
 /// Calls `act` each time one of them comes, on a thread of its own that ends with the process.
 pub(crate) fn call_on_end(mut act: impl FnMut() + Send + 'static) -> Outcome {
     let mut signals = Signals::new(ENDING).or_fail(|| "cannot handle signals".to_owned(), REMEDY)?;

@@ -10,6 +10,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use mover::ExitClass;
 use mover::process::client::GuestClient;
@@ -23,7 +25,8 @@ use crate::failure::{Failure, OrFail, Outcome};
 use crate::report::{self, Report};
 use crate::results::{self, Run};
 use crate::units::{show_bytes, show_count, show_ms};
-use crate::{guest, image, layout, machine, signals};
+use crate::{guest, layout, machine, signals};
+use child::{End, Process};
 use migration::Scene;
 use progress::Progress;
 use stage::Stage;
@@ -39,7 +42,8 @@ pub(crate) fn run(args: &DemoArgs, console: &Console) -> Outcome {
             .or_fail(|| format!("cannot write {}", path.display()), "Name another --report")?;
     }
     let ending = Arc::new(AtomicBool::new(false));
-    signals::set_on_end(&ending)?;
+    // However often it is pressed: there is always something to tidy up, and that does not take long.
+    signals::set_on_end_always(&ending)?;
     let progress = Progress::new(console);
     let mut stage = Stage::new(&args.dir)?;
     let link = link(args, &mut stage, &progress);
@@ -93,7 +97,7 @@ fn boot(scene: &Scene<'_>) -> Outcome {
     let (args, stage) = (scene.args, scene.stage);
     let disk = args.disk_size.map_or(args.memory.0.saturating_mul(2), |size| size.0);
     scene.progress.waiting(&format!("making a disk of {} from files of this machine", show_bytes(disk)));
-    image::make(&stage.image(), disk, disk / 2, &image::roots(&[]))?;
+    make_image(scene, disk)?;
     scene.go_on()?;
     scene.progress.waiting("starting the guest");
     let mut config = GuestConfig::new(&name(0), args.memory.0);
@@ -108,6 +112,20 @@ fn boot(scene: &Scene<'_>) -> Outcome {
     program.args(guest::PROCESS);
     launch::spawn(program, &config)?;
     scene.go_on()
+}
+
+/// In a process of its own, which can be ended at any time.
+fn make_image(scene: &Scene<'_>, bytes: u64) -> Outcome {
+    let mut command = scene.stage.program()?;
+    command.args(["image", "--size", &bytes.to_string()]).arg(scene.stage.image());
+    let (heard, ear) = channel();
+    let process = Process::start(command, End::Source, heard, scene.loud)?;
+    loop {
+        scene.go_on()?;
+        if !matches!(ear.recv_timeout(Duration::from_millis(50)), Err(RecvTimeoutError::Timeout)) {
+            return process.finish()?.map_or(Ok(()), Err);
+        }
+    }
 }
 
 fn migrate_all(scene: &Scene<'_>, console: &Console) -> Outcome<Vec<Run>> {

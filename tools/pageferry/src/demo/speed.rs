@@ -10,8 +10,8 @@ use mover::process::client::GuestClient;
 use mover::process::control::Phase;
 use mover::units::f64_of;
 
-/// How often the guest is asked.
-const EVERY: Duration = Duration::from_millis(20);
+use crate::results::WATCHED_EVERY_MS;
+
 /// Its rate is that over so much time: bursts and pauses of a workload even out.
 const WINDOW: Duration = Duration::from_millis(500);
 /// Of its rate before, what counts as full speed.
@@ -67,7 +67,7 @@ fn watch(socket: &Path, stop: &AtomicBool, looks: &Mutex<Vec<Look>>) {
             Some(Ok(_)) | None => {}
             Some(Err(_)) => client = None,
         }
-        thread::sleep(EVERY);
+        thread::sleep(Duration::from_secs_f64(WATCHED_EVERY_MS / 1e3));
     }
 }
 

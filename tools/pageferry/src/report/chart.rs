@@ -79,19 +79,28 @@ fn begin(events: &[Event], wanted: Phase) -> Option<f64> {
         .map(|e| at_ms(e) / 1e3)
 }
 
+/// When pages were verified, in seconds; empty if they were not.
+fn verification(events: &[Event]) -> Range<f64> {
+    match (begin(events, Phase::Verify), begin(events, Phase::Commit)) {
+        (Some(verify), Some(commit)) if verify < commit => verify..commit,
+        _ => 0.0..0.0,
+    }
+}
+
 /// The spans in which the guest ran on neither end, each with its colour.
 fn standstill(events: &[Event]) -> Vec<(Range<f64>, RGBColor)> {
     let Some(stop) = begin(events, Phase::Stop) else { return Vec::new() };
     let end = events.iter().map(at_ms).fold(0.0, f64::max) / 1e3;
     let runs_again = begin(events, Phase::Drain).or_else(|| begin(events, Phase::Done)).unwrap_or(end);
-    match (begin(events, Phase::Verify), begin(events, Phase::Commit)) {
-        (Some(verify), Some(commit)) if verify < commit => vec![
-            (stop..verify, Ink::DOWNTIME),
-            (verify..commit, Ink::VERIFY),
-            (commit..runs_again, Ink::DOWNTIME),
-        ],
-        _ => vec![(stop..runs_again, Ink::DOWNTIME)],
+    let verify = verification(events);
+    if verify.is_empty() {
+        return vec![(stop..runs_again, Ink::DOWNTIME)];
     }
+    vec![
+        (stop..verify.start, Ink::DOWNTIME),
+        (verify.clone(), Ink::VERIFY),
+        (verify.end..runs_again, Ink::DOWNTIME),
+    ]
 }
 
 /// Draws `run`. The error is plotters', which has none for a drawing into memory.
@@ -162,8 +171,14 @@ fn panel(
         mesh.x_desc(x).axis_desc_style(text.clone());
     }
     mesh.draw().map_err(|error| error.to_string())?;
+    let verifying = verification(&run.events);
     for line in series {
-        let points: Vec<_> = samples(&run.events).map(|s| (s.at_ms / 1e3, (line.value)(s))).collect();
+        // While pages are verified, those left are the ones to verify, which are not dirty.
+        let value = |s: &Sample| {
+            let counts = line.ink != Ink::DIRTY || !verifying.contains(&(s.at_ms / 1e3));
+            if counts { (line.value)(s) } else { 0.0 }
+        };
+        let points: Vec<_> = samples(&run.events).map(|s| (s.at_ms / 1e3, value(s))).collect();
         if points.iter().all(|(_, value)| *value == 0.0) {
             continue;
         }
