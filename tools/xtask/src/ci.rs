@@ -3,17 +3,17 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{dependencies, rules, run, setup, tests_step};
 
 /// What a step does; the sentence it returns goes into its closing line.
 type Step = fn() -> Result<String>;
 
-/// Runs every step.
-pub(crate) fn run(no_install: bool) -> Result<()> {
+/// Runs every step, or only those whose names begin with one of `only`.
+pub(crate) fn run(no_install: bool, only: &[String]) -> Result<()> {
     let begun = Instant::now();
-    section("set-up", || setup::run(!no_install))?;
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|word| name.starts_with(word.as_str()));
     let steps: [(&str, Step); 6] = [
         ("format", format),
         ("project rules", rules::run),
@@ -22,8 +22,17 @@ pub(crate) fn run(no_install: bool) -> Result<()> {
         ("documentation", documentation),
         ("command-line documentation", command_line),
     ];
-    for (name, step) in steps {
+    if let Some(word) = only.iter().find(|word| {
+        !steps.iter().map(|step| step.0).chain(["tests"]).any(|name| name.starts_with(word.as_str()))
+    }) {
+        bail!("there is no step `{word}`; the steps are {}, tests", steps.map(|step| step.0).join(", "));
+    }
+    section("set-up", || setup::run(!no_install))?;
+    for (name, step) in steps.into_iter().filter(|step| wanted(step.0)) {
         section(name, step)?;
+    }
+    if !wanted("tests") {
+        return Ok(());
     }
     let so_far = begun.elapsed().as_secs_f64();
     println!("\n== tests (everything before them took {so_far:.0} s)");

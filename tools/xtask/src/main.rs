@@ -32,6 +32,10 @@ enum Command {
         /// Install nothing: fail where a tool is missing, and say how to get it.
         #[arg(long)]
         no_install: bool,
+        /// Only these steps, by the beginning of their names: format, project, dependencies, lints, documentation,
+        /// command-line, tests
+        #[arg(long, value_name = "STEP,...", value_delimiter = ',')]
+        only: Vec<String>,
     },
     /// The comparison harness, in a release build; arguments go to it as they are.
     Bench {
@@ -43,7 +47,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome: Result<()> = match Cli::parse().command {
-        Command::Ci { no_install } => ci::run(no_install),
+        Command::Ci { no_install, only } => ci::run(no_install, &only),
         Command::Bench { arguments } => {
             run::cargo(["run", "--release", "--quiet", "--package", "bench", "--"])
                 .and_then(|mut command| run::succeed(command.args(arguments)))
