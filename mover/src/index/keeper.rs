@@ -302,12 +302,13 @@ mod tests {
         image: Vec<u8>,
         log: Vec<usize>,
         fail: bool,
-        /// Written, and logged, while the next read is under way.
+        /// Written, and logged, right after the disk has answered the next read.
         surprise: Option<(u64, u8)>,
     }
 
     struct OneDisk(World, Vec<DiskInfo>);
-    struct WorldReader(World, Bytes);
+    /// Answers with what stood there when it was asked, one call later.
+    struct WorldReader(World, Bytes, bool);
 
     impl World {
         fn new(bytes: usize) -> Self {
@@ -334,7 +335,7 @@ mod tests {
             512
         }
         fn reader(&self, slots: usize) -> Result<Box<dyn Reader>, DiskError> {
-            Ok(Box::new(WorldReader(self.0.clone(), Bytes::new(Vec::new(), slots))))
+            Ok(Box::new(WorldReader(self.0.clone(), Bytes::new(Vec::new(), slots), false)))
         }
         fn flush(&self) -> Result<(), DiskError> {
             Ok(())
@@ -346,22 +347,23 @@ mod tests {
             self.1.slots()
         }
         fn read(&mut self, read: Read) -> Result<(), DiskError> {
+            self.1.image.clone_from(&self.0.0.lock().unwrap().image);
+            let surprise = self.0.0.lock().unwrap().surprise.take();
+            if let Some((sector, fill)) = surprise {
+                self.0.write(sector, fill);
+            }
+            self.2 = true;
             self.1.read(read)
         }
         fn read_direct(&mut self, _: Read, _: &[GuestPage<'_>]) -> Result<(), DiskError> {
             unreachable!("a keeper reads into slots")
         }
         fn complete(&mut self, done: &mut Vec<Completion>, wait: Duration) -> Result<(), DiskError> {
-            if !self.1.queued.is_empty() {
-                self.1.image.clone_from(&self.0.0.lock().unwrap().image);
+            if std::mem::take(&mut self.2) {
+                return Ok(());
             }
             let before = done.len();
             self.1.complete(done, wait)?;
-            let surprise = self.0.0.lock().unwrap().surprise.filter(|_| done.len() > before);
-            if let Some((sector, fill)) = surprise {
-                self.0.0.lock().unwrap().surprise = None;
-                self.0.write(sector, fill);
-            }
             if self.0.0.lock().unwrap().fail {
                 for completion in &mut done[before..] {
                     completion.result = Err(DiskError::Short { disk: DiskId(0), end: 0, wanted: 1 });

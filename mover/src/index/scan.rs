@@ -284,7 +284,7 @@ pub(super) mod tests {
     pub(crate) struct Bytes {
         pub(crate) image: Vec<u8>,
         pub(crate) slots: Vec<Vec<u8>>,
-        pub(crate) queued: Vec<Read>,
+        queued: Vec<Read>,
         pub(crate) read_bytes: u64,
     }
 
