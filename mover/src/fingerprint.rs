@@ -10,7 +10,7 @@
 //! are derived from the migration's 32 with BLAKE3.
 //!
 //! NH is the first layer of UMAC (Black, Halevi, Krawczyk, Krovetz, Rogaway, CRYPTO 1999; RFC 4418): the page is 512
-//! pairs of 32-bit words, and NH is the sum modulo 2^64 of (m[2i] + k[2i]) * (m[2i+1] + k[2i+1]), the inner sums modulo
+//! pairs of 32-bit words, and NH is the sum modulo 2^64 of `(m[2i] + k[2i]) * (m[2i+1] + k[2i+1])`, the inner sums modulo
 //! 2^32. For any two different pages chosen without knowledge of k2, the four sums with k2 shifted by one pair each
 //! (its Toeplitz construction) are all equal with probability 2^-128 at most. Equal checks of different pages then need
 //! either that, or two different inputs of a keyed BLAKE3 with equal first 128 bits: 2^-127 together. A migration

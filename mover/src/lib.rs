@@ -5,7 +5,8 @@
 //! ([`net`]), disks ([`disk`]), and time, threads and randomness ([`runtime`]). [`process`] implements them for a
 //! guest that is an ordinary process, `sim`, built for tests only, for a world driven by a seed.
 //!
-//! Imports run one way, from the end of this list to its start: a module may use those above it.
+//! Imports run one way, each group uses only those before it: units, error, limits | kernel, memory, bitmap, runtime, fingerprint,
+//! wire | disk, index, net | guest, report, policy, journal | pipeline | source, target | process, sim.
 
 pub mod bitmap;
 pub mod disk;

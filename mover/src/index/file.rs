@@ -1,5 +1,6 @@
 //! The index file: a table as it is mapped again, with everything needed to refuse one that is not whole.
 //!
+//! ```text
 //!     byte 0      header, one page: magic, version, sizes, whose disk, sum of `sums`, sum of itself
 //!     4096        regions: 24 bytes each (first sector, end sector, stride)         \
 //!     ...         directory: u32 for each chunk of 4096 units, 0 = not stored,        |  each section begins at a
@@ -7,6 +8,7 @@
 //!     ...         forward table: u64 words in buckets of 8                            |  an XXH3-64 for each MiB from
 //!     ...         stored chunks of the reverse table: 16 KiB each                    /   byte 4096 to its own start
 //!     ...         sums
+//! ```
 //!
 //! All numbers are little-endian. `version` counts formats: a reader names the versions it knows and refuses others; a
 //! new one is given when the meaning of any byte changes. Words are laid out as [`super::table`] draws them.

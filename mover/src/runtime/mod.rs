@@ -1,5 +1,5 @@
 //! Time, threads, waiting and randomness, behind one trait, so that the same engine code runs a thread a stage,
-//! folded onto two cores, or as coroutines of one thread under [`crate::sim`] with a seed.
+//! folded onto two cores, or as coroutines of one thread under `sim` with a seed.
 //!
 //! Rule for all engine code: block only through this trait or through the I/O traits, and hold no lock over such a
 //! call. Then every interleaving is one the simulator can choose.
