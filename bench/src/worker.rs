@@ -25,6 +25,7 @@ use mover::net::tcp::{Settings, TcpAcceptor, TcpDialer};
 use mover::net::{Acceptor, Connection, Dialer};
 use mover::runtime::{Runtime, Threads};
 use mover::units::{PAGE_BYTES, Pfn, u64_of, usize_of};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +66,9 @@ pub struct Run {
     pub wait_all: bool,
     /// What copies.
     pub by: By,
+    /// Whether the n-th thread of either end runs on the n-th core only, as the engine's lanes do. On one machine that
+    /// puts both ends of a connection on one core, which is often the fastest.
+    pub pinned: bool,
     /// Where the receiver listens; 0 for the receiver itself.
     pub port: u16,
     /// Whether the buffers' digests are to be told.
@@ -140,7 +144,7 @@ fn send(buffer: &Mapping, run: Run) -> Result<Done> {
         stream.set_nodelay(true)?;
         io::Result::Ok(stream)
     });
-    transfer(buffer, streams.collect::<io::Result<_>>()?, |stream, range| {
+    transfer(buffer, run, streams.collect::<io::Result<_>>()?, |stream, range| {
         for start in range.clone().step_by(run.chunk) {
             let end = (start + run.chunk).min(range.end);
             let mut done = start;
@@ -154,7 +158,7 @@ fn send(buffer: &Mapping, run: Run) -> Result<Done> {
 
 fn receive(buffer: &Mapping, run: Run, listener: &TcpListener) -> Result<Done> {
     let streams = (0..run.connections).map(|_| Ok(listener.accept()?.0));
-    transfer(buffer, streams.collect::<io::Result<_>>()?, |stream, range| {
+    transfer(buffer, run, streams.collect::<io::Result<_>>()?, |stream, range| {
         let mut done = range.start;
         while done < range.end {
             let end = (done + run.chunk).min(range.end);
@@ -172,7 +176,7 @@ fn send_pages(buffer: &Mapping, run: Run, unsent: u32) -> Result<Done> {
     let settings = Settings { unsent, ..Settings::default() };
     let dialer = TcpDialer::new(&format!("127.0.0.1:{}", run.port), settings);
     let connections = (0..run.connections).map(|_| dialer.dial(Duration::from_secs(5)));
-    transfer(buffer, connections.collect::<Result<_, _>>()?, |connection: &mut Connection, range| {
+    transfer(buffer, run, connections.collect::<Result<_, _>>()?, |connection: &mut Connection, range| {
         let mut pages = Vec::with_capacity(run.chunk / PAGE_BYTES);
         for start in range.clone().step_by(run.chunk) {
             let end = (start + run.chunk).min(range.end);
@@ -191,7 +195,7 @@ fn receive_pages(buffer: &Mapping, run: Run, acceptor: &mut TcpAcceptor) -> Resu
         let accepted = acceptor.accept(Duration::from_secs(5))?;
         connections.push(accepted.context("the sender did not connect")?);
     }
-    transfer(buffer, connections, |connection: &mut Connection, range| {
+    transfer(buffer, run, connections, |connection: &mut Connection, range| {
         let mut pages = Vec::with_capacity(run.chunk / PAGE_BYTES);
         let mut done = 0;
         while done < range.len() {
@@ -211,6 +215,7 @@ fn receive_pages(buffer: &Mapping, run: Run, acceptor: &mut TcpAcceptor) -> Resu
 /// Runs `work` on a thread for each stream and its part of the buffer.
 fn transfer<S: Send>(
     buffer: &Mapping,
+    run: Run,
     streams: Vec<S>,
     work: impl Fn(&mut S, Range<usize>) -> io::Result<()> + Sync,
 ) -> Result<Done> {
@@ -223,7 +228,12 @@ fn transfer<S: Send>(
                 .map(|(place, mut stream)| {
                     let work = &work;
                     let range = part(buffer.bytes(), count, place);
-                    scope.spawn(move || work(&mut stream, range))
+                    scope.spawn(move || {
+                        if run.pinned {
+                            pin(place)?;
+                        }
+                        work(&mut stream, range)
+                    })
                 })
                 .collect();
             threads.into_iter().try_for_each(|thread| match thread.join() {
@@ -232,6 +242,15 @@ fn transfer<S: Send>(
             })
         })
     })
+}
+
+/// Keeps the calling thread on the `place`-th of the cores it may use, modulo their number.
+fn pin(place: usize) -> io::Result<()> {
+    let all = sched_getaffinity(None)?;
+    let usable: Vec<_> = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core)).collect();
+    let mut one = CpuSet::new();
+    one.set(usable[place % usable.len()]);
+    Ok(sched_setaffinity(None, &one)?)
 }
 
 /// Runs `work` and takes its time.

@@ -31,8 +31,8 @@ impl Suite for Bare {
         let mut cases = Vec::new();
         for connections in [1, 2, 4] {
             for chunk in CHUNKS {
-                for wait_all in [false, true] {
-                    let shape = Shape { connections, chunk, wait_all, by: By::Calls };
+                for (wait_all, pinned) in [(false, false), (true, false), (false, true)] {
+                    let shape = Shape { connections, chunk, wait_all, pinned, by: By::Calls };
                     cases.push((shape, Runs::default(), Runs::default()));
                 }
             }
@@ -64,15 +64,19 @@ pub(crate) struct Shape {
     pub(crate) chunk: usize,
     /// Whether the receiver waits for whole chunks.
     pub(crate) wait_all: bool,
+    /// Whether threads are pinned as the engine's lanes are.
+    pub(crate) pinned: bool,
     /// What copies.
     pub(crate) by: By,
 }
 
 impl Shape {
-    fn name(self) -> String {
-        let Self { connections, chunk, wait_all, .. } = self;
+    /// In a table.
+    pub(crate) fn name(self) -> String {
+        let Self { connections, chunk, wait_all, pinned, .. } = self;
         let how = if wait_all { ", whole chunks received" } else { "" };
-        format!("{connections} × {} KiB{how}", chunk >> 10)
+        let place = if pinned { ", pinned" } else { "" };
+        format!("{connections} × {} KiB{how}{place}", chunk >> 10)
     }
 }
 
@@ -97,13 +101,16 @@ impl Ends {
         let sender = Worker::start(Which::Sender, bytes)?;
         let receiver = Worker::start(Which::Receiver, bytes)?;
         let mut ends = Self { sender, receiver, bytes };
-        ends.copy(Shape { connections: 2, chunk: 1 << 20, wait_all: false, by: By::Calls }, true)?;
+        ends.copy(
+            Shape { connections: 2, chunk: 1 << 20, wait_all: false, pinned: false, by: By::Calls },
+            true,
+        )?;
         Ok(ends)
     }
 
     pub(crate) fn copy(&mut self, shape: Shape, check: bool) -> Result<Copied> {
-        let Shape { connections, chunk, wait_all, by } = shape;
-        let run = Run { connections, chunk, wait_all, by, port: 0, check };
+        let Shape { connections, chunk, wait_all, pinned, by } = shape;
+        let run = Run { connections, chunk, wait_all, pinned, by, port: 0, check };
         let (sent, received) = copy(&mut self.sender, &mut self.receiver, run)?;
         let gigabytes = f64_of(u64_of(self.bytes)) / 1e9;
         Ok(Copied {

@@ -32,7 +32,7 @@ impl Suite for Stream {
 
     fn run(&self, context: &Context) -> Result<Vec<Row>> {
         let mut ends = Ends::start(if context.quick { gib(1) / 2 } else { gib(2) })?;
-        let engine = Shape { connections: 2, chunk: 1 << 20, wait_all: false, by: By::Engine };
+        let engine = Shape { connections: 2, chunk: 1 << 20, wait_all: false, pinned: false, by: By::Engine };
         ends.copy(engine, true).context("the engine's first run, every byte compared")?;
         let bare = best_bare(&mut ends, context)?;
         let ends = std::cell::RefCell::new(ends);
@@ -42,7 +42,7 @@ impl Suite for Stream {
             |_| ends.borrow_mut().copy(engine, false),
         )?;
         let figure = |value: fn(&(Copied, Copied)) -> f64| pairs.iter().map(value).collect::<Runs>().figure();
-        let case = format!("2 lanes; bare copy 2 × {} KiB", bare.chunk >> 10);
+        let case = format!("2 lanes; bare copy {}", bare.name());
         Ok(vec![
             Row::new(&case, "bare copy", "GB/s", figure(|(bare, _)| bare.gigabytes_per_second)),
             Row::new(&case, "engine", "GB/s", figure(|(_, ours)| ours.gigabytes_per_second)),
@@ -65,12 +65,14 @@ impl Suite for Stream {
     }
 }
 
-/// The bare copy with the highest median rate over all chunk sizes and both ways to receive.
+/// The bare copy with the highest median rate over all chunk sizes, threads pinned as the engine's
+/// lanes are and not.
 fn best_bare(ends: &mut Ends, context: &Context) -> Result<Shape> {
     let mut cases = Vec::new();
     for chunk in CHUNKS {
-        for wait_all in [false, true] {
-            cases.push((Shape { connections: 2, chunk, wait_all, by: By::Calls }, Runs::default()));
+        for pinned in [false, true] {
+            let shape = Shape { connections: 2, chunk, wait_all: false, pinned, by: By::Calls };
+            cases.push((shape, Runs::default()));
         }
     }
     for _ in 0..context.runs.div_ceil(2) {

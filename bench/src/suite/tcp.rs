@@ -28,7 +28,7 @@ impl Suite for Tcp {
     fn run(&self, context: &Context) -> Result<Vec<Row>> {
         let bytes = if context.quick { gib(1) / 4 } else { gib(2) };
         let mut ends = Ends::start(bytes)?;
-        let bare = Shape { connections: 2, chunk: 1 << 20, wait_all: false, by: By::Calls };
+        let bare = Shape { connections: 2, chunk: 1 << 20, wait_all: false, pinned: true, by: By::Calls };
         let mut cases: Vec<_> = UNSENT
             .iter()
             .map(|unsent| (*unsent, Runs::default(), Runs::default(), Runs::default()))
@@ -48,9 +48,9 @@ impl Suite for Tcp {
         let mut rows = Vec::new();
         for (unsent, rate, ratio, cpu) in cases {
             let case = if unsent == 1 << 30 {
-                "2 × 1 MiB, any number unsent".to_owned()
+                "2 × 1 MiB pinned, any number unsent".to_owned()
             } else {
-                format!("2 × 1 MiB, {} KiB unsent", unsent >> 10)
+                format!("2 × 1 MiB pinned, {} KiB unsent", unsent >> 10)
             };
             rows.push(Row::new(&case, "rate", "GB/s", rate.figure()));
             rows.push(Row::new(&case, "rate / bare copy", "", ratio.figure()));
