@@ -19,6 +19,8 @@ pub(crate) struct Run {
     pub(crate) result: Figures,
     /// What the source told on the way.
     pub(crate) events: Vec<Event>,
+    /// Whether the guest's speed was looked at.
+    pub(crate) watched: bool,
 }
 
 /// One line of `demo --json`: the engine's summary, and what only an onlooker can measure.
@@ -55,7 +57,9 @@ pub(crate) fn rows(runs: &[Run]) -> Vec<Row> {
     }
     row(false, "time to restart", &|f| show_ms(f.summary.restart_ms));
     row(false, "downtime", &|f| show_ms(f.summary.downtime_ms));
-    row(false, "time to full speed", &full_speed);
+    if runs.iter().any(|run| run.watched) {
+        row(false, "time to full speed", &full_speed);
+    }
     row(false, "rounds", &|f| show_count(f.summary.rounds.into()));
     row(true, "pages: zero", &|f| show_count(f.summary.pages_zero));
     row(false, "  data", &|f| show_count(f.summary.pages_data));
@@ -81,7 +85,7 @@ pub(crate) fn rows(runs: &[Run]) -> Vec<Row> {
 fn full_speed(figures: &Figures) -> String {
     match figures.full_speed_ms {
         None => "not reached".to_owned(),
-        Some(ms) if ms < WATCHED_EVERY_MS => format!("< {}", show_ms(WATCHED_EVERY_MS)),
+        Some(ms) if ms < WATCHED_EVERY_MS => format!("< {WATCHED_EVERY_MS:.0} ms"),
         Some(ms) => show_ms(ms),
     }
 }

@@ -106,7 +106,7 @@ impl Scene<'_> {
         let full_speed_ms = watch.seen().full_speed(before).map(|time| time.as_secs_f64() * 1e3);
         let result = Figures { summary: *summary, full_speed_ms };
         told.progress.end(&result);
-        Ok(Run { result, events: told.events })
+        Ok(Run { result, events: told.events, watched: true })
     }
 
     fn watch(&self, guest: &str) -> Outcome<Watch> {

@@ -173,7 +173,7 @@ impl Migration<'_> {
         }
         match (summary.verified_pages, summary.mismatched_pages) {
             (0, _) => {}
-            (_, 0) => parts.push("every page verified".to_owned()),
+            (_, 0) => parts.push("verified".to_owned()),
             (n, wrong) => parts.push(format!("{} of {} pages WRONG", show_count(wrong), show_count(n))),
         }
         self.progress.say(&format!("{:>7} {}", self.mode.name(), parts.join(", ")));

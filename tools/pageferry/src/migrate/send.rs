@@ -91,7 +91,8 @@ pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
             console.print(&line)?;
         }
         None => {
-            let run = Run { result: Figures { summary, full_speed_ms: None }, events: Vec::new() };
+            let run =
+                Run { result: Figures { summary, full_speed_ms: None }, events: Vec::new(), watched: false };
             console.print(&results::table(&[run], layout::width()))?;
         }
     }
