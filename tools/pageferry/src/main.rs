@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, GuestCommand};
 use console::Console;
 use failure::Outcome;
 
@@ -35,11 +35,15 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     console::log_to_stderr(cli.shared.verbose);
     let console = Console::new(&cli.shared);
+    // What a guest's process complains of is quoted by the one that started it.
+    let quoted = matches!(cli.command, Command::Guest { command: GuestCommand::Run });
     match dispatch(cli.command, &console) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if !failure.message.is_empty() {
-                console.complain(&failure.message);
+            match failure.message.as_str() {
+                "" => {}
+                message if quoted => eprintln!("{message}"),
+                message => console.complain(message),
             }
             ExitCode::from(failure.class.code())
         }
