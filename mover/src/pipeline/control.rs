@@ -16,6 +16,8 @@ use crate::wire::hello::{HELLO_BYTES, Hello, Verdict, Welcome};
 
 /// Messages received and not yet looked at; a peer that sends more waits.
 const QUEUE: usize = 256;
+/// How long the reason for a broken link is waited for.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How long a full queue is left alone.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -138,6 +140,24 @@ impl Mail {
     pub fn why_lost(&self) -> Error {
         let error = self.shared.error.lock().unwrap_or_else(PoisonError::into_inner).take();
         error.unwrap_or(Error::Net(NetError::HungUp))
+    }
+
+    /// The reason the peer gave for ending it, where the link has failed under us and what it said last may still be
+    /// on its way: waits a moment for it.
+    #[must_use]
+    pub fn last_words(&self, runtime: &dyn Runtime) -> Option<Error> {
+        let patience = runtime.now().plus(LAST_WORDS);
+        loop {
+            while let Some(message) = self.next() {
+                if let Message::Abort(class, reason) = message {
+                    return Some(aborted(class, reason));
+                }
+            }
+            if self.is_lost() || runtime.now() >= patience {
+                return None;
+            }
+            runtime.sleep(PAUSE);
+        }
     }
 
     /// Waits for the receiving task, whose connection has been hung up.

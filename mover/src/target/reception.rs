@@ -449,7 +449,13 @@ impl Reception {
 
     /// Ends tasks and connections and sees to the guest. Dropping a guest that was not started leaves nothing.
     pub(super) fn wind_up(mut self, outcome: Result<(), Error>) -> Result<Account, Error> {
-        let outcome = outcome.and_then(|()| self.failure.check());
+        let outcome =
+            outcome.and_then(|()| self.failure.check()).map_err(|error| match (&error, &self.peer) {
+                (Error::Net(_), Some(peer)) if self.stage < Stage::Started => {
+                    peer.mail.last_words(&*self.around.runtime).unwrap_or(error)
+                }
+                _ => error,
+            });
         if let Err(error) = &outcome {
             if self.stage < Stage::Started {
                 // The record first: from here on a commit that still arrives is answered with "discarded".
