@@ -1,8 +1,10 @@
 //! Keeping the tables true while the guest writes its disks.
 //!
+//! ```text
 //!     harvest --> forgotten at once --> fresh --(quiet time)--> resting --(quiet time)--> ready --> read --> learnt
 //!                      ^                                                                             |
 //!                      +------------------ written again: back to the start -------------------------+
+//! ```
 //!
 //! A piece of 4 KiB that the guest wrote is forgotten before anything else is looked up. When it has been quiet for one
 //! to two quiet times it is read and learnt again, at a limited rate. A piece that is written while it is read is not

@@ -1,10 +1,12 @@
 //! Where on a disk page-sized blocks may begin: regions, each with its own phase and stride, and the numbering of
 //! their blocks.
 //!
+//! ```text
 //!     sector  0            63                    2097151
 //!             |  gap       | partition           |  gap
 //!     units   0 1 2 .. 6   | 7   8   9   ...     | ...         unit = one place where a block may begin
 //!                            ^ at sectors 63, 71, 79, ...
+//! ```
 //!
 //! A region's blocks begin every `stride` sectors from its start: 8 (a page) in general, 2 where a file system of 1 KiB
 //! blocks lays out file content at any 1 KiB. Units are numbered through all regions in order, so a growing last region

@@ -1,10 +1,12 @@
 //! The table behind an index: from a page's hint to the places on one disk where it may stand.
 //!
+//! ```text
 //!     forward: buckets of 8 words, one cache line each            reverse: a 32-bit tag for each unit, in chunks
 //!     +--------+--------+-----+--------+                          +-------+-------+-------+----
 //!     | tag:24 | unit+1:40    |  ...   |  --- unit, and its tag ->|  tag  |   0   |  tag  | ...
 //!     +--------+--------+-----+--------+                          +-------+-------+-------+----
 //!       0 = never used, all ones = dead                             0 = nothing known of this unit
+//! ```
 //!
 //! A hint's low 32 bits are the reverse tag and choose the bucket; its high 24 bits are the forward tag. So an entry
 //! counts only if both agree, and from a unit alone the entry can be found and removed. A full bucket runs over into

@@ -1,8 +1,10 @@
 //! Reads from files into slots of an arena, or straight into guest pages, many at once.
 //!
+//! ```text
 //!     SlotReads -- owns --> Arena (slots), one Flight a slot (what is under way in it)
 //!         |
 //!         +---- drives ---> Engine: Uring (uring.rs), or a few threads with preadv2 (pread.rs) where there is none
+//! ```
 //!
 //! Owner: one thread from the first read on (the ring is bound to it); it may be made on another.
 //! Invariants: a slot has at most one read under way; its bytes can be looked at only when it has none; the arena
