@@ -331,17 +331,21 @@ impl Migration {
         self.round.as_ref().map_or(0, |round| round.left()) + self.next.count()
     }
 
+    /// What a referenced page has cost the disks so far, read-through gaps and all, not what its bytes would.
+    pub(super) fn disk_seconds_a_page(&self) -> f64 {
+        let feedback = &self.heard.feedback;
+        let seconds = f64_of(feedback.disk_busy_us) / 1e6;
+        if seconds > 0.01 && feedback.checked > 256 {
+            seconds / f64_of(feedback.checked)
+        } else {
+            f64_of(PAGE_BYTES_U64) / DISK_RATE_GUESS
+        }
+    }
+
     fn inform_judges(&self) {
         let sending = &self.sending;
         let feedback = &self.heard.feedback;
-        let seconds = f64_of(feedback.disk_busy_us) / 1e6;
-        // Read-through gaps and refetches cost too: what a page has cost so far, not what its bytes would.
-        let loaded = feedback.checked.max(1);
-        let per_page = if seconds > 0.01 && feedback.checked > 256 {
-            seconds / f64_of(loaded)
-        } else {
-            f64_of(PAGE_BYTES_U64) / DISK_RATE_GUESS
-        };
+        let per_page = self.disk_seconds_a_page();
         let references = sending.sent.references.load(SeqCst);
         let unsettled = references.saturating_sub(feedback.checked).min(references);
         let left = self.round.as_ref().map_or(0, |round| round.left());

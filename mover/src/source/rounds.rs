@@ -36,7 +36,12 @@ impl Migration {
             self.harvest()?;
             let dirty = self.next.count();
             match self.decide(dirty, dirty_before) {
-                Decision::Stop => return Ok(()),
+                Decision::Stop if !self.disks_lag() || self.rounds >= self.config.max_rounds => return Ok(()),
+                // All is to be loaded before the restart: the guest had better run while it is.
+                Decision::Stop => {
+                    self.wait_for(|m| !m.disks_lag())?;
+                    self.harvest()?;
+                }
                 Decision::Round => {}
                 Decision::Throttle(percent) => {
                     self.life.throttle(percent)?;
@@ -95,6 +100,12 @@ impl Migration {
             self.tell(&Message::Round(number, pages.count()))?;
         }
         Ok(number)
+    }
+
+    /// Whether loading what is outstanding would make the downtime longer: where all is loaded before the restart.
+    fn disks_lag(&self) -> bool {
+        let seconds = f64_of(self.heard.feedback.outstanding) * self.disk_seconds_a_page();
+        self.config.mode == Mode::Refer && seconds > self.config.max_downtime.as_secs_f64() / 4.0
     }
 
     fn observe(&self, dirty: u64, dirty_before: Option<u64>) -> Observation {

@@ -16,13 +16,19 @@ impl Reception {
         if let Some(disks) = self.disks.clone().filter(|_| self.shape.refers) {
             let loader = Loader::new(
                 Arc::clone(&self.landing),
-                disks,
+                Arc::clone(&disks),
                 self.shape.key.clone(),
                 self.config.depth,
                 self.config.direct,
                 Arc::clone(&self.finish),
             )?;
             self.spawn("pf-load", |_| loader.run());
+            if self.shape.lazy && self.lazy.is_ok() {
+                for _ in 0..1 + usize::from(self.gate.is_some()) {
+                    let (landing, disks) = (Arc::clone(&self.landing), Arc::clone(&disks));
+                    self.small.push(SmallLoader::new(landing, disks, self.shape.key.clone())?);
+                }
+            }
         }
         self.wait_for(|r| {
             r.heard.last_round.is_some_and(|round| r.finished_round() >= round)
@@ -55,12 +61,11 @@ impl Reception {
         let outstanding = self.landing.hold_back(hold)?;
         self.lazy_pages = outstanding.count();
         let Some(disks) = self.disks.clone().filter(|_| self.lazy_pages > 0) else { return Ok(()) };
-        let small =
-            || SmallLoader::new(Arc::clone(&self.landing), Arc::clone(&disks), self.shape.key.clone());
+        let mut small = || self.small.pop().expect("made while the rounds came in");
         let server = FaultServer {
             landing: Arc::clone(&self.landing),
             hold: Arc::clone(hold),
-            loader: small()?,
+            loader: small(),
             urgent: Arc::clone(&self.urgent),
             finish: Arc::clone(&self.finish),
         };
@@ -69,7 +74,7 @@ impl Reception {
                 gate::close(&*gate, &*disks, &self.landing, &outstanding)?;
                 let landing = Arc::clone(&self.landing);
                 let finish = Arc::clone(&self.finish);
-                Some(GateKeeper { gate, landing, loader: small()?, outstanding, finish })
+                Some(GateKeeper { gate, landing, loader: small(), outstanding, finish })
             }
             None => None,
         };

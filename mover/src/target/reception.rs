@@ -15,6 +15,7 @@ use crate::limits::REFETCHES_PER_MESSAGE;
 use crate::net::{Connection, HangUp, Sender};
 use crate::pipeline::Failure;
 use crate::pipeline::control::{self, Mail};
+use crate::pipeline::faults::SmallLoader;
 use crate::pipeline::landing::Landing;
 use crate::pipeline::receive::{self, Lane, LaneProgress};
 use crate::report::{Event, Phase};
@@ -87,6 +88,8 @@ pub(super) struct Reception {
     pub(super) heard: Heard,
     pub(super) stage: Stage,
     pub(super) lazy_pages: u64,
+    /// Loaders for single pages, made while the guest still runs at the source: making one takes a while.
+    pub(super) small: Vec<SmallLoader>,
     pub(super) tasks: Vec<(&'static str, Box<dyn Task>)>,
     pub(super) lost_at: Option<Moment>,
     shared: Arc<receive::Reception>,
@@ -130,6 +133,7 @@ impl Reception {
             heard: Heard::default(),
             stage: Stage::Filling,
             lazy_pages: 0,
+            small: Vec::new(),
             tasks: Vec::new(),
             lost_at: None,
             shared,
@@ -353,6 +357,8 @@ impl Reception {
         let placed = self.shared.finished_round();
         if placed > self.placed_told {
             self.placed_told = placed;
+            // Counts first: whoever hears that the round is placed knows what is still at the disks.
+            self.tell(&Message::Feedback(self.feedback()))?;
             self.tell(&Message::Placed(placed))?;
         }
         self.ask_source()?;
