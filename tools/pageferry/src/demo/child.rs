@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use mover::ExitClass;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::failure::{Failure, OrFail, Outcome};
 use crate::told::Line;
@@ -63,10 +63,14 @@ impl Process {
 
     /// Asks it to end as Ctrl-C would.
     pub(super) fn interrupt(&self) {
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+        if let Some(pid) = self.pid() {
             // Gone already: as good.
             let _ = kill_process(pid, Signal::INT);
         }
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
     }
 
     /// How it ended, if it has.
@@ -99,8 +103,11 @@ impl Drop for Process {
         if let Ok(Some(_)) = self.child.try_wait() {
             return;
         }
-        // It has had its chance to end by itself; nothing more can be done about an error here.
-        let _ = self.child.kill();
+        // It has had its chance to end by itself; nothing more can be done about an error here. It leads a process group:
+        // what it has started goes with it (guests have left the group, and are the stage's to end).
+        if let Some(group) = self.pid() {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
         let _ = self.child.wait();
     }
 }
@@ -175,9 +182,11 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_child_is_gone() {
+    fn a_dropped_child_is_gone_with_its_own_children() {
         let (heard, ear) = channel();
-        let child = Process::start(shell("sleep 600"), End::Source, heard, false).expect("sh starts");
+        let child = Process::start(shell("sleep 600; true"), End::Source, heard, false).expect("sh starts");
+        // Time to have a child of its own.
+        thread::sleep(Duration::from_millis(300));
         drop(child);
         assert!(matches!(ear.recv(), Ok(Heard::Silent(End::Source))), "its standard output is closed");
     }
