@@ -1,12 +1,15 @@
 //! A round's work, shared by the lanes: which pages, taken in batches through one atomic cursor.
 //!
+//! A part is walked in stripes: a piece of the first, a piece of the second, and so on round. What stands on disk and
+//! what does not lie apart in a guest's memory, and link and disk are both to have work from the start to the end.
+//!
 //! Pages that change most go last: a round has a cold part and a hot one, and lanes begin the hot one when the cold
 //! one is used up. A page known to be dirty again is skipped, for the next round has it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use crate::bitmap::{Bitmap, SharedBitmap, bits_of};
-use crate::units::{Pfn, usize_of};
+use crate::units::Pfn;
 
 /// What a round is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +21,11 @@ pub enum Purpose {
     /// Digests of all pages, the guest is paused.
     Digests,
 }
+
+/// Words of 64 pages in a piece: a frame's worth, so that neighbours in memory stay together.
+const PIECE_WORDS: usize = 4;
+/// Stripes a part is walked in.
+const STRIPES: usize = 16;
 
 /// One round.
 pub struct Round {
@@ -58,25 +66,33 @@ impl Round {
     /// used up. Ascending within a part, so that pages adjacent in memory stay together.
     pub fn take(&self, batch: &mut Vec<Pfn>, skip: Option<&SharedBitmap>) {
         batch.clear();
-        let words = self.parts[0].words().len();
+        let steps = self.steps();
         while batch.len() + 64 <= batch.capacity() {
-            let word = self.cursor.fetch_add(1, SeqCst);
-            let (part, at) = (word / words, word % words);
-            let Some(part) = self.parts.get(part) else { return };
-            let all = part.words()[at];
-            if all == 0 {
-                continue;
-            }
+            let step = self.cursor.fetch_add(1, SeqCst);
+            let Some(part) = self.parts.get(step / steps) else { return };
+            let at = self.word_at(step % steps);
+            let Some(all) = part.words().get(at).copied().filter(|all| *all != 0) else { continue };
             let now = all & !skip.map_or(0, |skip| skip.word(at));
             self.left.fetch_sub(u64::from(all.count_ones()), SeqCst);
             batch.extend(bits_of(now).map(|bit| Pfn::at(at * 64 + bit)));
         }
     }
 
-    /// How much of the round is done, 0 to 1, by place.
-    #[must_use]
-    pub fn is_used_up(&self) -> bool {
-        self.cursor.load(SeqCst) >= usize_of(2) * self.parts[0].words().len()
+    /// Pieces of a stripe.
+    fn stripe_pieces(&self) -> usize {
+        self.parts[0].words().len().div_ceil(PIECE_WORDS).div_ceil(STRIPES)
+    }
+
+    /// Steps of the cursor over one part; some lead past its end.
+    fn steps(&self) -> usize {
+        self.stripe_pieces() * STRIPES * PIECE_WORDS
+    }
+
+    /// The word of a part that a step leads to.
+    fn word_at(&self, step: usize) -> usize {
+        let (piece, word) = (step / PIECE_WORDS, step % PIECE_WORDS);
+        let (stripe, place) = (piece % STRIPES, piece / STRIPES);
+        (stripe * self.stripe_pieces() + place) * PIECE_WORDS + word
     }
 }
 
@@ -112,7 +128,6 @@ mod tests {
         sorted.sort_unstable();
         assert_eq!(sorted, (0..300).collect::<Vec<u64>>());
         assert_eq!(round.left(), 0);
-        assert!(round.is_used_up());
     }
 
     #[test]
@@ -123,6 +138,18 @@ mod tests {
         let round = Round::new(1, Purpose::Live, &bitmap(200, [3, 4, 150, 199]), None);
         assert_eq!(drain(&round, Some(&skip)), [4, 199]);
         assert_eq!(round.left(), 0);
+    }
+
+    #[test]
+    fn stripes_take_every_page_once_and_from_all_over_early() {
+        for pages in [1, 64, 4095, 4096, 4097, 70_000] {
+            let round = Round::new(1, Purpose::Live, &bitmap(pages, 0..pages), None);
+            let mut order = drain(&round, None);
+            let early = &order[..order.len().min(5000)];
+            assert!(early.iter().any(|pfn| *pfn >= u64::try_from(pages).unwrap() * 9 / 10), "{pages} pages");
+            order.sort_unstable();
+            assert_eq!(order, (0..u64::try_from(pages).unwrap()).collect::<Vec<_>>());
+        }
     }
 
     #[test]
