@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::fingerprint::CheckKey;
 use crate::guest::HoldBack;
 use crate::memory::{PageBuf, Window};
-use crate::pipeline::landing::Landing;
+use crate::pipeline::landing::{Incoming, Landing};
 use crate::pipeline::load;
 use crate::pipeline::table::{State, Wanted};
 use crate::units::{PAGE_BYTES, PAGE_BYTES_U64, Pfn, Sector, u64_of, usize_of};
@@ -80,11 +80,12 @@ impl SmallLoader {
         if offset + PAGE_BYTES > bytes {
             return Ok(false);
         }
-        self.page.0.copy_from_slice(&self.reader.staged(Slot(0))[offset..offset + PAGE_BYTES]);
-        if self.key.check(&self.page) != wanted.check {
+        let staged = load::page_at(self.reader.staged(Slot(0)), offset);
+        if self.key.check_bytes(staged) != wanted.check {
             return Ok(false);
         }
-        self.landing.land_load(wanted.pfn, wanted.version, &mut self.page, &mut self.window)?;
+        let page = Incoming::Staged(staged, &mut self.page);
+        self.landing.land_load(wanted.pfn, wanted.version, page, &mut self.window)?;
         Ok(true)
     }
 }

@@ -18,11 +18,11 @@ use std::time::Duration;
 use crate::bitmap::Bitmap;
 use crate::error::{Error, GuestError};
 use crate::guest::{GuestMemory, HoldBack};
-use crate::memory::{PageBuf, Window};
+use crate::memory::{GuestPage, PageBuf, Window};
 use crate::pipeline::Failure;
 use crate::pipeline::table::{Claim, PageTable, State};
 use crate::runtime::{Bell, Runtime};
-use crate::units::{Pfn, Version};
+use crate::units::{PAGE_BYTES, Pfn, Version};
 
 const EARLY: u8 = 0;
 const SWITCHING: u8 = 1;
@@ -58,6 +58,32 @@ impl Counts {
     pub fn mismatch(&self, pfn: Pfn) {
         self.mismatched.fetch_add(1, SeqCst);
         let _ = self.first_mismatch.compare_exchange(0, pfn.0 + 1, SeqCst, SeqCst);
+    }
+}
+
+/// The bytes of a page that is to land.
+pub enum Incoming<'a> {
+    /// In a buffer of its own.
+    Page(&'a mut PageBuf),
+    /// Where a disk's read put them, and a buffer for the one place that takes whole buffers only.
+    Staged(&'a [u8; PAGE_BYTES], &'a mut PageBuf),
+}
+
+impl Incoming<'_> {
+    fn copy_into(&self, target: GuestPage<'_>) {
+        match self {
+            Self::Page(page) => target.copy_from(page),
+            Self::Staged(bytes, _) => target.copy_from_slice(*bytes),
+        }
+    }
+    fn whole(&mut self) -> GuestPage<'_> {
+        match self {
+            Self::Page(page) => page.as_guest_page(),
+            Self::Staged(bytes, buffer) => {
+                buffer.0.copy_from_slice(*bytes);
+                buffer.as_guest_page()
+            }
+        }
     }
 }
 
@@ -149,7 +175,9 @@ impl Landing {
         loop {
             let heard = self.settled.heard();
             match self.claim(pfn, version) {
-                Claim::Granted(before) => return self.write(pfn, version, before, page, window),
+                Claim::Granted(before) => {
+                    return self.write(pfn, version, before, Incoming::Page(page), window);
+                }
                 Claim::Stale => return Ok(Landed::Dropped),
                 Claim::Busy => self.wait_settled(heard)?,
             }
@@ -162,7 +190,7 @@ impl Landing {
         &self,
         pfn: Pfn,
         version: Version,
-        page: &mut PageBuf,
+        page: Incoming<'_>,
         window: &mut Window,
     ) -> Result<Landed, Error> {
         loop {
@@ -194,12 +222,12 @@ impl Landing {
         pfn: Pfn,
         version: Version,
         before: State,
-        page: &mut PageBuf,
+        mut page: Incoming<'_>,
         window: &mut Window,
     ) -> Result<Landed, Error> {
         let written = match self.hold.get() {
-            Some(hold) if !self.is_early() => hold.release(pfn, page.as_guest_page()),
-            _ => self.write_early(pfn, page, window),
+            Some(hold) if !self.is_early() => hold.release(pfn, page.whole()),
+            _ => self.write_early(pfn, &page, window),
         };
         match written {
             Ok(()) => self.table.placed(pfn, version, before),
@@ -210,11 +238,11 @@ impl Landing {
         Ok(Landed::Placed)
     }
 
-    fn write_early(&self, pfn: Pfn, page: &PageBuf, window: &mut Window) -> Result<(), GuestError> {
+    fn write_early(&self, pfn: Pfn, page: &Incoming<'_>, window: &mut Window) -> Result<(), GuestError> {
         self.memory.map(&[pfn], window)?;
         match window.page(0) {
             Some(target) => {
-                target.copy_from(page);
+                page.copy_into(target);
                 Ok(())
             }
             None => Err(GuestError::State(format!("{pfn} can't be mapped on this host"))),

@@ -4,6 +4,9 @@
 //! neighbours into runs and reads through small gaps, because a lone 4 KiB read is the slow case. A page whose bytes
 //! do not give the reference's check, or that can't be read, is asked of the source.
 //!
+//! The disks never wait for the loader: reads are queued before what has completed is checked, for which there are
+//! more slots than reads under way, and the next sweep is begun while the last reads of the one before are out.
+//!
 //! A run goes straight into guest pages where it has no gaps, memory can be pinned and the guest has not started
 //! (`direct`); otherwise into a staging slot, from where good pages are copied.
 
@@ -16,7 +19,7 @@ use crate::error::Error;
 use crate::fingerprint::CheckKey;
 use crate::limits::{PAGES_PER_FRAME, READ_BYTES_MAX};
 use crate::memory::{GuestPage, PageBuf, Window};
-use crate::pipeline::landing::Landing;
+use crate::pipeline::landing::{Incoming, Landing};
 use crate::pipeline::table::{State, Wanted};
 use crate::runtime::Moment;
 use crate::units::{PAGE_BYTES, PAGE_BYTES_U64, Pfn, Sector, u64_of, usize_of};
@@ -28,8 +31,20 @@ pub const GAP_BYTES_MAX: u64 = 64 * 1024;
 /// How long an idle loader sleeps before it looks whether the migration has ended.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// One read in flight.
+/// References on their way, in two turns: one is being read to its end while the next one begins.
+#[derive(Default)]
+struct Sweep {
+    wanted: Vec<Wanted>,
+    /// Where the next run begins.
+    next: usize,
+    /// Runs of it that are out or not landed yet.
+    runs: usize,
+}
+
+/// One read, from its launch until its pages have landed.
 struct Flight {
+    /// Which of the two sweeps.
+    turn: usize,
     /// Its pages: a stretch of the sweep.
     members: std::ops::Range<usize>,
     /// First byte on disk.
@@ -45,13 +60,19 @@ pub struct Loader {
     disks: Arc<dyn Disks>,
     key: CheckKey,
     reader: Box<dyn Reader>,
+    /// Reads under way at most.
+    depth: usize,
     direct: bool,
     /// Set when no more references can come and none is outstanding.
     finish: Arc<AtomicBool>,
-    sweep: Vec<Wanted>,
+    sweeps: [Sweep; 2],
+    turn: usize,
     next_word: usize,
+    /// The bell's count at which nothing was wanted.
+    swept_at: Option<u32>,
     flights: Vec<Option<Flight>>,
     spare: Vec<Flight>,
+    under_way: usize,
     done: Vec<Completion>,
     page: PageBuf,
     window: Window,
@@ -59,24 +80,25 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// With `slots` reads in flight at most; `direct` says whether to load straight into guest memory where possible.
+    /// With `depth` reads under way at most; `direct` says whether to load straight into guest memory where possible.
     pub fn new(
         landing: Arc<Landing>,
         disks: Arc<dyn Disks>,
         key: CheckKey,
-        slots: usize,
+        depth: usize,
         direct: bool,
         finish: Arc<AtomicBool>,
     ) -> Result<Self, Error> {
-        let reader = disks.reader(slots)?;
+        let reader = disks.reader(depth + depth.div_ceil(2))?;
         let slots = reader.slots();
         let memory = Arc::clone(&landing.memory);
         let spare = (0..slots)
             .map(|_| {
                 let window = memory.window(READ_BYTES_MAX / PAGE_BYTES)?;
-                Ok(Flight { members: 0..0, start: 0, direct: false, window })
+                Ok(Flight { turn: 0, members: 0..0, start: 0, direct: false, window })
             })
             .collect::<Result<_, Error>>()?;
+        let sweep = || Sweep { wanted: Vec::with_capacity(SWEEP_PAGES), ..Sweep::default() };
         Ok(Self {
             direct: direct && memory.pinnable(),
             window: memory.window(PAGES_PER_FRAME)?,
@@ -84,11 +106,15 @@ impl Loader {
             disks,
             key,
             reader,
+            depth,
             finish,
-            sweep: Vec::with_capacity(SWEEP_PAGES),
+            sweeps: [sweep(), sweep()],
+            turn: 0,
             next_word: 0,
+            swept_at: None,
             flights: (0..slots).map(|_| None).collect(),
             spare,
+            under_way: 0,
             done: Vec::with_capacity(slots),
             page: PageBuf::zeroed(),
             busy_since: None,
@@ -99,58 +125,74 @@ impl Loader {
     pub fn run(mut self) -> Result<(), Error> {
         while !self.landing.failure.is_set() {
             let heard = self.landing.work.heard();
-            self.take_sweep();
-            if self.sweep.is_empty() {
+            self.fill_up(heard)?;
+            if self.under_way > 0 {
+                let wait = if self.done.is_empty() { GLANCE } else { Duration::ZERO };
+                let before = self.done.len();
+                self.reader.complete(&mut self.done, wait)?;
+                self.under_way -= self.done.len() - before;
+            }
+            if let Some(completion) = self.done.pop() {
+                self.land(completion)?;
+            } else if self.under_way == 0 {
                 if self.finish.load(SeqCst) {
                     return Ok(());
                 }
                 self.landing.runtime.wait(&self.landing.work, heard, GLANCE);
-                continue;
             }
-            self.load_sweep()?;
+            if self.under_way == 0 {
+                self.count_busy_time();
+            }
         }
         Ok(())
     }
 
+    /// Starts reads until as many are under way as may be, or nothing is wanted.
+    fn fill_up(&mut self, heard: u32) -> Result<(), Error> {
+        while self.under_way < self.depth && !self.spare.is_empty() && self.has_next(heard) {
+            let flight = self.spare.pop().expect("looked just now");
+            self.launch(flight)?;
+            self.under_way += 1;
+            self.busy_since.get_or_insert_with(|| self.landing.runtime.now());
+        }
+        Ok(())
+    }
+
+    /// Whether there is a run to read, taking the next sweep where this one is used up and there is news: `heard` is
+    /// the bell's count before looking.
+    fn has_next(&mut self, heard: u32) -> bool {
+        let current = &self.sweeps[self.turn];
+        if current.next < current.wanted.len() {
+            return true;
+        }
+        let other = 1 - self.turn;
+        if self.sweeps[other].runs > 0 || self.swept_at == Some(heard) {
+            return false;
+        }
+        self.take_sweep(other);
+        self.turn = other;
+        let empty = self.sweeps[other].wanted.is_empty();
+        self.swept_at = empty.then_some(heard);
+        !empty
+    }
+
     /// Collects wanted pages, from where the last sweep ended, and sorts them by their place on disk.
-    fn take_sweep(&mut self) {
-        self.sweep.clear();
+    fn take_sweep(&mut self, turn: usize) {
+        let sweep = &mut self.sweeps[turn];
+        sweep.wanted.clear();
+        sweep.next = 0;
         let table = &self.landing.table;
         for _ in 0..table.wanted.words() {
-            if self.sweep.len() + 64 > SWEEP_PAGES {
+            if sweep.wanted.len() + 64 > SWEEP_PAGES {
                 break;
             }
             let word = self.next_word;
             self.next_word = (word + 1) % table.wanted.words();
             for bit in crate::bitmap::bits_of(table.wanted.take_word(word)) {
-                self.sweep.extend(table.reference(Pfn::at(word * 64 + bit)));
+                sweep.wanted.extend(table.reference(Pfn::at(word * 64 + bit)));
             }
         }
-        self.sweep.sort_unstable_by_key(|w| (w.block, w.pfn));
-    }
-
-    /// Reads the whole sweep, keeping as many runs in flight as there are slots.
-    fn load_sweep(&mut self) -> Result<(), Error> {
-        let mut next = 0;
-        let mut in_flight = 0;
-        while (next < self.sweep.len() || in_flight > 0) && !self.landing.failure.is_set() {
-            while next < self.sweep.len()
-                && let Some(flight) = self.spare.pop()
-            {
-                next = self.launch(flight, next)?;
-                in_flight += 1;
-            }
-            self.busy_since.get_or_insert_with(|| self.landing.runtime.now());
-            self.reader.complete(&mut self.done, GLANCE)?;
-            while let Some(completion) = self.done.pop() {
-                in_flight -= 1;
-                self.land(completion)?;
-            }
-            if in_flight == 0 {
-                self.count_busy_time();
-            }
-        }
-        Ok(())
+        sweep.wanted.sort_unstable_by_key(|w| (w.block, w.pfn));
     }
 
     fn count_busy_time(&mut self) {
@@ -163,18 +205,22 @@ impl Loader {
         }
     }
 
-    /// Starts the read of the run that begins at place `first` of the sweep; returns where the next one begins.
-    fn launch(&mut self, mut flight: Flight, first: usize) -> Result<usize, Error> {
-        let disk = self.sweep[first].block.disk;
+    /// Starts the read of the sweep's next run.
+    fn launch(&mut self, mut flight: Flight) -> Result<(), Error> {
+        let sweep = &mut self.sweeps[self.turn];
+        let disk = sweep.wanted[sweep.next].block.disk;
         let alignment = u64_of(self.disks.alignment(disk));
-        let run = Run::at(&self.sweep, first, alignment);
+        let run = Run::at(&sweep.wanted, sweep.next, alignment);
+        sweep.next = run.members.end;
+        sweep.runs += 1;
+        let whole = run.is_whole(&sweep.wanted);
         let slot = self.flights.iter().position(Option::is_none).expect("a spare flight has a free slot");
+        flight.turn = self.turn;
         flight.members = run.members.clone();
         flight.start = run.start;
         let sector = Sector::holding(run.start);
         let read = Read { disk, sector, bytes: usize_of(run.end - run.start), slot: Slot(slot) };
-        flight.direct =
-            self.direct && run.is_whole(&self.sweep) && self.claim_run(&run.members, &mut flight.window)?;
+        flight.direct = self.direct && whole && self.claim_run(&run.members, &mut flight.window)?;
         let queued = if flight.direct {
             let mut pages: [Option<GuestPage<'_>>; READ_BYTES_MAX / PAGE_BYTES] =
                 [None; READ_BYTES_MAX / PAGE_BYTES];
@@ -187,15 +233,14 @@ impl Loader {
             self.reader.read(read)
         };
         self.flights[slot] = Some(flight);
-        queued?;
-        Ok(run.members.end)
+        Ok(queued?)
     }
 
     /// Claims all pages of a run for a direct load and maps them; none if any of them is superseded, can't be
     /// mapped, or the guest is about to start.
     fn claim_run(&self, members: &std::ops::Range<usize>, window: &mut Window) -> Result<bool, Error> {
         let table = &self.landing.table;
-        let sweep = &self.sweep[members.clone()];
+        let sweep = &self.sweeps[self.turn].wanted[members.clone()];
         let claimed = sweep.iter().take_while(|w| table.claim_load(w.pfn, w.version)).count();
         let mut good = claimed == sweep.len();
         self.landing.runtime.interleave();
@@ -220,10 +265,11 @@ impl Loader {
     fn land(&mut self, completion: Completion) -> Result<(), Error> {
         let slot = completion.slot;
         let flight = self.flights[slot.0].take().expect("only reads in flight complete");
+        self.sweeps[flight.turn].runs -= 1;
         let bytes = completion.result.unwrap_or(0);
         self.landing.counts.disk_bytes.fetch_add(u64_of(bytes), SeqCst);
         for at in flight.members.clone() {
-            let wanted = self.sweep[at];
+            let wanted = self.sweeps[flight.turn].wanted[at];
             let offset = usize_of(wanted.block.sector.bytes() - flight.start);
             let whole = offset + PAGE_BYTES <= bytes;
             let good = if flight.direct {
@@ -245,11 +291,12 @@ impl Loader {
         if !whole {
             return Ok(false);
         }
-        self.page.0.copy_from_slice(&self.reader.staged(slot)[offset..offset + PAGE_BYTES]);
-        if self.key.check(&self.page) != wanted.check {
+        let staged = page_at(self.reader.staged(slot), offset);
+        if self.key.check_bytes(staged) != wanted.check {
             return Ok(false);
         }
-        self.landing.land_load(wanted.pfn, wanted.version, &mut self.page, &mut self.window)?;
+        let page = Incoming::Staged(staged, &mut self.page);
+        self.landing.land_load(wanted.pfn, wanted.version, page, &mut self.window)?;
         Ok(true)
     }
 
@@ -278,6 +325,11 @@ pub fn ask(landing: &Landing, pfn: Pfn) {
         landing.table.ask.set(pfn.index());
         landing.runtime.ring(&landing.work);
     }
+}
+
+/// The page at `offset` of what a read has put into its slot.
+pub fn page_at(staged: &[u8], offset: usize) -> &[u8; PAGE_BYTES] {
+    staged[offset..].first_chunk().expect("a slot holds every page its read was for")
 }
 
 /// A stretch of a sorted sweep that is read at once.
