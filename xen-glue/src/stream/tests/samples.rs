@@ -1,0 +1,84 @@
+//! Streams to test with, made by the writer.
+
+use std::io::IoSlice;
+
+use mover::units::Pfn;
+
+use super::super::*;
+
+/// What a page of a sample holds.
+pub(crate) fn page(pfn: u64) -> [u8; 4096] {
+    let mut out = [0; 4096];
+    for (place, byte) in out.iter_mut().enumerate() {
+        *byte = u8::try_from((pfn.wrapping_mul(31) + u64::try_from(place).unwrap() / 8) % 251).unwrap();
+    }
+    out
+}
+
+/// Contents of `entries`, one after the other.
+pub(crate) fn contents(entries: &[PageEntry]) -> Vec<u8> {
+    entries.iter().filter(|entry| entry.has_data()).flat_map(|entry| page(entry.pfn().0)).collect()
+}
+
+pub(crate) const TSC: TscInfo = TscInfo { mode: 2, khz: 2_400_000, nsec: 123_456_789_012, incarnation: 3 };
+
+pub(crate) fn normal(pfns: std::ops::Range<u64>) -> Vec<PageEntry> {
+    pfns.map(|pfn| PageEntry::new(Pfn(pfn), PageType::Normal)).collect()
+}
+
+fn mixed() -> Vec<PageEntry> {
+    let types = [PageType::AllocateOnly, PageType::Broken, PageType::Normal, PageType::Invalid];
+    types.into_iter().zip(100..).map(|(page_type, pfn)| PageEntry::new(Pfn(pfn), page_type)).collect()
+}
+
+fn tables() -> Vec<PageEntry> {
+    let types = (1..=4).flat_map(|level| [false, true].map(|pinned| PageType::Table { level, pinned }));
+    types.zip(200..).map(|(page_type, pfn)| PageEntry::new(Pfn(pfn), page_type)).collect()
+}
+
+fn send<W: std::io::Write>(writer: &mut Writer<W>, entries: &[PageEntry]) {
+    let contents = contents(entries);
+    let slices: Vec<_> = contents.chunks(3000).map(IoSlice::new).collect();
+    writer.page_data(entries, &slices).unwrap();
+}
+
+/// An HVM guest's stream of `pages` pages and a few special ones, with an optional record and a verification pass.
+pub(crate) fn hvm(pages: u64) -> Vec<u8> {
+    let domain = DomainHeader { guest: GuestType::Hvm, xen_major: 4, xen_minor: 17 };
+    let mut writer = Writer::start(Vec::new(), domain).unwrap();
+    writer.cpuid_policy(&[7; 48]).unwrap();
+    writer.msr_policy(&[8; 32]).unwrap();
+    writer.static_data_end().unwrap();
+    writer.optional(OPTIONAL | 0x50001, b"an offer").unwrap();
+    send(&mut writer, &normal(0..pages));
+    send(&mut writer, &mixed());
+    writer.verify().unwrap();
+    send(&mut writer, &normal(0..1));
+    writer.tsc_info(TSC).unwrap();
+    writer.hvm_context(&[9; 1001]).unwrap();
+    writer
+        .hvm_params(&[HvmParam { index: 1, value: 0xfeff_c000 }, HvmParam { index: 17, value: 5 }])
+        .unwrap();
+    writer.end().unwrap()
+}
+
+/// A PV guest's stream of `pages` pages, page tables and two virtual CPUs.
+pub(crate) fn pv(pages: u64) -> Vec<u8> {
+    let domain = DomainHeader { guest: GuestType::Pv, xen_major: 4, xen_minor: 20 };
+    let mut writer = Writer::start(Vec::new(), domain).unwrap();
+    writer.pv_info(PvWidth::Bits64).unwrap();
+    writer.cpuid_policy(&[7; 24]).unwrap();
+    writer.static_data_end().unwrap();
+    writer.p2m_frames(&P2mFrames { start: 0, end: 1023, frames: vec![40, 41] }).unwrap();
+    send(&mut writer, &normal(0..pages));
+    send(&mut writer, &tables());
+    writer.tsc_info(TSC).unwrap();
+    writer.shared_info(&page(1)).unwrap();
+    for vcpu in 0..2 {
+        writer.vcpu(VcpuKind::Basic, vcpu, &[1; 5168]).unwrap();
+        writer.vcpu(VcpuKind::Extended, vcpu, &[2; 128]).unwrap();
+        writer.vcpu(VcpuKind::Xsave, vcpu, &[3; 835]).unwrap();
+        writer.vcpu(VcpuKind::Msrs, vcpu, &[4; 32]).unwrap();
+    }
+    writer.end().unwrap()
+}
