@@ -1,4 +1,5 @@
 //! Xen behind Pageferry: the stream `xc_domain_save` writes and `xc_domain_restore` reads, and what both ask of the
 //! hypervisor, without a link to libxenctrl or libxenguest.
 
+pub mod abi;
 pub mod stream;

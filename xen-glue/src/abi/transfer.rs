@@ -1,0 +1,171 @@
+//! Bytes between a descriptor and pages that are no Rust memory: one system call for a header and the pages behind it.
+//!
+//! Neighbouring pages are one piece to the kernel, so a batch from one window is a handful of pieces, not a thousand.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mover::memory::GuestPage;
+use mover::units::{PAGE_BYTES, usize_of};
+use rustix::event::{PollFd, PollFlags, poll};
+
+/// Most pieces of one system call (`UIO_MAXIOV`).
+const PIECES_MAX: usize = 1024;
+
+/// Something to be written.
+#[derive(Clone, Copy)]
+pub enum Part<'a> {
+    /// Bytes of our own.
+    Bytes(&'a [u8]),
+    /// A guest's page.
+    Page(GuestPage<'a>),
+}
+
+/// Somewhere to read to.
+pub enum PartMut<'a> {
+    /// Bytes of our own.
+    Bytes(&'a mut [u8]),
+    /// A guest's page, mapped for writing.
+    Page(GuestPage<'a>),
+}
+
+/// The list of pieces of a system call, used again for every one. A set `stop` ends a transfer at the next signal or
+/// wait, with `Interrupted`.
+pub struct Transfer<'s> {
+    pieces: Vec<libc::iovec>,
+    stop: &'s AtomicBool,
+    single: PhantomData<*mut u8>,
+}
+
+// SAFETY: between calls the list is empty. Worth it: a transfer is made on one thread and used on another.
+unsafe impl Send for Transfer<'_> {}
+
+impl<'s> Transfer<'s> {
+    /// With an empty list; `stop` is what ends a transfer that waits.
+    #[must_use]
+    pub fn new(stop: &'s AtomicBool) -> Self {
+        Self { pieces: Vec::with_capacity(PIECES_MAX), stop, single: PhantomData }
+    }
+
+    /// Writes all of `parts`, in order.
+    ///
+    /// # Errors
+    /// What `writev(2)` says; `Interrupted` if told to stop. Some of it may have been written then.
+    pub fn write<'a>(
+        &mut self,
+        to: BorrowedFd<'_>,
+        parts: impl IntoIterator<Item = Part<'a>>,
+    ) -> io::Result<()> {
+        self.pieces.clear();
+        for part in parts {
+            match part {
+                Part::Bytes(bytes) => self.add(bytes.as_ptr().cast_mut(), bytes.len()),
+                Part::Page(page) => self.add(page.address().as_ptr(), PAGE_BYTES),
+            }
+        }
+        self.run(
+            |pieces, count| {
+                // SAFETY: the pieces are borrowed bytes and pages, which `parts` keeps alive past this call, of the
+                // lengths they say; writev only reads them. Worth it: pages go out without a copy of our own.
+                unsafe { libc::writev(to.as_raw_fd(), pieces, count) }
+            },
+            to,
+            PollFlags::OUT,
+            io::ErrorKind::WriteZero,
+        )
+    }
+
+    /// Fills all of `parts`, in order.
+    ///
+    /// # Errors
+    /// What `readv(2)` says; `UnexpectedEof` if the stream ends before; `Interrupted` if told to stop. Some of it may
+    /// have been filled then.
+    pub fn read<'a>(
+        &mut self,
+        from: BorrowedFd<'_>,
+        parts: impl IntoIterator<Item = PartMut<'a>>,
+    ) -> io::Result<()> {
+        self.pieces.clear();
+        for part in parts {
+            match part {
+                PartMut::Bytes(bytes) => self.add(bytes.as_mut_ptr(), bytes.len()),
+                PartMut::Page(page) => self.add(page.address().as_ptr(), PAGE_BYTES),
+            }
+        }
+        self.run(
+            |pieces, count| {
+                // SAFETY: as in `write`; readv writes them: our own are borrowed mutably, pages are mapped for writing or
+                // the kernel answers EFAULT. Worth it: pages come in without a copy of our own.
+                unsafe { libc::readv(from.as_raw_fd(), pieces, count) }
+            },
+            from,
+            PollFlags::IN,
+            io::ErrorKind::UnexpectedEof,
+        )
+    }
+
+    /// Adds a piece, or makes the last one longer.
+    fn add(&mut self, address: *mut u8, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        if let Some(last) = self.pieces.last_mut()
+            && last.iov_base.addr() + last.iov_len == address.addr()
+        {
+            last.iov_len += bytes;
+            return;
+        }
+        self.pieces.push(libc::iovec { iov_base: address.cast(), iov_len: bytes });
+    }
+
+    /// Repeats `call` until every piece is through.
+    fn run(
+        &mut self,
+        call: impl Fn(*const libc::iovec, libc::c_int) -> libc::ssize_t,
+        fd: BorrowedFd<'_>,
+        ready: PollFlags,
+        ended: io::ErrorKind,
+    ) -> io::Result<()> {
+        let mut first = 0;
+        while first < self.pieces.len() {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let pieces = &self.pieces[first..];
+            let count = i32::try_from(pieces.len().min(PIECES_MAX)).unwrap_or(i32::MAX);
+            match u64::try_from(call(pieces.as_ptr(), count)) {
+                Ok(0) => return Err(ended.into()),
+                Ok(done) => self.advance(&mut first, usize_of(done)),
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    // Somebody else made it non-blocking: it is shared with whoever handed it to us.
+                    error if error.kind() == io::ErrorKind::WouldBlock => {
+                        match poll(&mut [PollFd::new(&fd, ready)], None) {
+                            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                            Err(error) => return Err(error.into()),
+                        }
+                    }
+                    error => return Err(error),
+                },
+            }
+        }
+        self.pieces.clear();
+        Ok(())
+    }
+
+    /// Takes `done` bytes off the pieces from `first` on.
+    fn advance(&mut self, first: &mut usize, mut done: usize) {
+        while done > 0 {
+            let piece = &mut self.pieces[*first];
+            if done < piece.iov_len {
+                piece.iov_base = piece.iov_base.wrapping_byte_add(done);
+                piece.iov_len -= done;
+                return;
+            }
+            done -= piece.iov_len;
+            *first += 1;
+        }
+    }
+}
