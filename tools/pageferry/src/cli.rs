@@ -90,6 +90,11 @@ pub(crate) enum Command {
         #[arg(long = "from", value_name = "DIR")]
         from: Vec<PathBuf>,
     },
+    /// Look at a stream Xen saved or migrated a guest with: a file of `xl save`, or libxl's or libxc's part of one
+    Stream {
+        #[command(subcommand)]
+        command: StreamCommand,
+    },
     /// Try what this kernel and machine offer; say what is lost without it and how to get it
     Doctor {
         /// Where disks are to be read from: an image, or the directory images are in
@@ -355,6 +360,20 @@ pub(crate) enum IndexCommand {
     Stat {
         /// The image or block device
         image: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum StreamCommand {
+    /// List what a stream consists of: records, page types, sizes; with `-v` each record of pages by itself
+    Inspect {
+        /// The file, or `-` for standard input
+        file: PathBuf,
+    },
+    /// Hold a stream against the specification and name each fault by its byte; exit code 10 if there is one
+    Verify {
+        /// The file, or `-` for standard input
+        file: PathBuf,
     },
 }
 

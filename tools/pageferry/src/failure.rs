@@ -88,7 +88,10 @@ pub(crate) const EXIT_CODES: [(u8, &str); 11] = [
     (7, "guest: not there, not in the state it should be in, or writing faster than the link carries"),
     (8, "cancelled by either end; the guest runs on the source"),
     (9, "in doubt: it is not known which end has the guest; `pageferry resolve` settles it"),
-    (10, "mismatch: verification found a page that was not right; the guest was not restarted with it"),
+    (
+        10,
+        "mismatch: verification found a page that was not right (the guest was not restarted with it), or a faulty stream",
+    ),
 ];
 
 /// The list as text.

@@ -19,6 +19,7 @@ mod report;
 mod results;
 mod signals;
 mod state;
+mod stream;
 mod told;
 mod units;
 mod words;
@@ -59,6 +60,7 @@ fn dispatch(command: Command, console: &Console) -> Outcome {
         Command::Resolve(args) => migrate::resolve::run(&args, console),
         Command::Guest { command } => guest::run(command, console),
         Command::Index { command } => index::run(&command, console),
+        Command::Stream { command } => stream::run(&command, console),
         Command::Image { path, size, content, from } => {
             image::run(&path, size.0, content.map(|size| size.0), &from, console)
         }

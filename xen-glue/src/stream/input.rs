@@ -106,6 +106,24 @@ impl<R: Read> Input<R> {
         Ok(())
     }
 
+    /// Whether the input is at its end; takes a byte if it is not.
+    pub(crate) fn at_end(&mut self) -> Result<bool, StreamError> {
+        let offset = self.offset;
+        match self.exact(&mut [0], "the end of the file") {
+            Ok(()) => {
+                self.offset = offset;
+                Ok(false)
+            }
+            Err(StreamError { fault: Fault::Truncated { .. }, .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Goes on counting from where another reader of the same descriptor has stopped.
+    pub(crate) fn continue_at(&mut self, offset: u64) {
+        self.offset = offset;
+    }
+
     pub(crate) fn fault(&self, fault: Fault) -> StreamError {
         StreamError::new(self.offset, fault)
     }
@@ -143,5 +161,6 @@ mod tests {
         let error = input.body(50, "the rest").unwrap_err();
         assert_eq!(error.offset, 1200);
         assert!(matches!(error.fault, Fault::Truncated { what: "the rest", missing: 17 }), "{error}");
+        assert!(input.at_end().unwrap());
     }
 }

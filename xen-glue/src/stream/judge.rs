@@ -18,6 +18,11 @@ impl Judge {
         Self { strict: true, faults: Vec::new(), uncounted: 0 }
     }
 
+    /// Faults are kept, up to [`FAULTS_KEPT_MAX`], and counted beyond.
+    pub(crate) fn lenient() -> Self {
+        Self { strict: false, ..Self::strict() }
+    }
+
     pub(crate) fn fault(&mut self, offset: u64, fault: Fault) -> Result<(), StreamError> {
         let error = StreamError::new(offset, fault);
         if self.strict {
@@ -27,11 +32,16 @@ impl Judge {
         Ok(())
     }
 
-    pub(crate) fn keep(&mut self, error: StreamError) {
+    fn keep(&mut self, error: StreamError) {
         if self.faults.len() < FAULTS_KEPT_MAX {
             self.faults.push(error);
         } else {
             self.uncounted += 1;
         }
+    }
+
+    /// The faults kept, and how many more there were.
+    pub(crate) fn into_faults(self) -> (Vec<StreamError>, u64) {
+        (self.faults, self.uncounted)
     }
 }

@@ -20,13 +20,16 @@ mod header;
 mod input;
 mod judge;
 mod kind;
+mod libxl;
 pub mod limits;
 mod order;
 mod page;
 mod reader;
+pub mod scan;
 #[cfg(test)]
 mod tests;
 mod writer;
+mod xl;
 
 pub use body::{HvmParam, P2mFrames, PvWidth, TscInfo, VcpuState};
 pub use error::{Fault, StreamError};
@@ -34,6 +37,8 @@ pub use header::{DOMAIN_HEADER_BYTES, DomainHeader, GuestType, IMAGE_HEADER_BYTE
 pub use kind::{
     CPUID_LEAF_BYTES, Kind, MSR_ENTRY_BYTES, OPTIONAL, VCPU_CONTEXT_32, VCPU_CONTEXT_64, VcpuKind,
 };
+pub use libxl::{Emulator, LIBXL_HEADER_BYTES, LibxlReader, LibxlRecord, libxl_header};
 pub use page::{PageEntry, PageType};
 pub use reader::{Reader, Record};
 pub use writer::Writer;
+pub use xl::XlHeader;

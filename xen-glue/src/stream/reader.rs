@@ -166,6 +166,10 @@ impl<R: Read> Reader<R> {
         self.input.inner
     }
 
+    pub(crate) fn into_judge(self) -> Judge {
+        self.judge
+    }
+
     /// Reads the next record; of PAGE_DATA only up to the contents. Asserts that the contents of the last record
     /// have been taken, and that it was not END.
     ///
