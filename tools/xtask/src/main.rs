@@ -1,5 +1,5 @@
-//! The project's own commands: `cargo xtask ci` (everything a change must pass) and `cargo xtask bench` (the
-//! comparison harness, in a release build).
+//! The project's own commands: `cargo xtask ci` (everything a change must pass), `cargo xtask bench` (the comparison
+//! harness, in a release build) and `cargo xtask xen-lab` (two Xen hosts under emulation).
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a command-line program that reports what it does")]
@@ -12,7 +12,7 @@ mod run;
 mod setup;
 mod tests_step;
 
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -43,6 +43,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Two Xen hosts under emulation: up, run, shell, test, down; arguments go to it as they are.
+    #[command(disable_help_flag = true)]
+    XenLab {
+        /// Arguments for the lab; --help tells them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -51,6 +58,18 @@ fn main() -> ExitCode {
         Command::Bench { arguments } => {
             run::cargo(["run", "--release", "--quiet", "--package", "bench", "--"])
                 .and_then(|mut command| run::succeed(command.args(arguments)))
+        }
+        Command::XenLab { arguments } => {
+            // Its own exit code is the command's that it ran: nothing is added to it.
+            return match run::cargo(["run", "--quiet", "--package", "xen-lab", "--"])
+                .and_then(|mut command| run::exit_code(command.args(arguments).stdin(Stdio::inherit())))
+            {
+                Ok(code) => code,
+                Err(error) => {
+                    eprintln!("FAILED: {error:#}");
+                    ExitCode::FAILURE
+                }
+            };
         }
     };
     match outcome {

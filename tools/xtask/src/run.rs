@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,16 @@ pub(crate) fn succeed(command: &mut Command) -> Result<()> {
         bail!("`{name}` ended with {status}");
     }
     Ok(())
+}
+
+/// Runs it with our output; its exit code, which may well be its result.
+pub(crate) fn exit_code(command: &mut Command) -> Result<ExitCode> {
+    let name = shown(command);
+    let status = command.status().with_context(|| format!("cannot start `{name}`"))?;
+    match status.code() {
+        Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))),
+        None => bail!("`{name}` ended with {status}"),
+    }
 }
 
 /// Runs it and returns what it printed on standard output; an error, with what it printed elsewhere, unless it

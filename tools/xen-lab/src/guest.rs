@@ -1,0 +1,229 @@
+//! Test guests: domains whose only program checks its memory, the shared disk and the clock, and counts on the console.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::host::Host;
+use crate::wait;
+
+/// How a guest is virtualised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Paravirtualised: the guest's own page tables hold machine frames.
+    Pv,
+    /// Hardware-virtualised, without a device model.
+    Pvh,
+    /// Hardware-virtualised, with QEMU as its device model.
+    Hvm,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Pv, Self::Pvh, Self::Hvm];
+
+    /// As `xl` writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pv => "pv",
+            Self::Pvh => "pvh",
+            Self::Hvm => "hvm",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A guest to be.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// Its name; one per host.
+    pub name: String,
+    /// How it is virtualised.
+    pub kind: Kind,
+    /// Its memory, in MiB: 96 (HVM: 128) or more.
+    pub memory_mib: u32,
+    /// Its processors.
+    pub vcpus: u32,
+    /// MiB of its memory that the checker holds and verifies.
+    pub checked_mib: u32,
+    /// Pages the checker rewrites per second.
+    pub dirty_per_second: u32,
+    /// Percent of the checked pages that stay zero.
+    pub zero_percent: u32,
+    /// MiB of the shared disk's files it reads into its page cache at start.
+    pub files_mib: u32,
+}
+
+/// The last thing a guest's console said of the checker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Count {
+    /// Its count: one more each second.
+    pub number: u64,
+    /// How often every checked page was verified.
+    pub pass: u64,
+    /// Pages rewritten so far.
+    pub dirtied: u64,
+}
+
+/// Where consoles are logged.
+const CONSOLES: &str = "/var/log/xen/console";
+/// Seconds from `xl create` to the first count, at most.
+const START_SECONDS: u32 = 240;
+/// Seconds a running guest may take to count on, at most.
+const COUNT_SECONDS: u32 = 120;
+
+impl Guest {
+    /// A small guest of this kind: 128 MiB (HVM 160), one processor, 32 MiB of it checked, 100 pages a second rewritten.
+    #[must_use]
+    pub fn small(kind: Kind) -> Self {
+        Self {
+            name: format!("{kind}-guest"),
+            kind,
+            memory_mib: if kind == Kind::Hvm { 160 } else { 128 },
+            vcpus: 1,
+            checked_mib: 32,
+            dirty_per_second: 100,
+            zero_percent: 25,
+            files_mib: 0,
+        }
+    }
+
+    /// The domain's configuration for xl.
+    #[must_use]
+    pub fn configuration(&self) -> String {
+        let Self { name, kind, memory_mib, vcpus, .. } = self;
+        let more = match kind {
+            Kind::Hvm => "serial='pty'\nvnc=0\nvga='none'\n",
+            Kind::Pv | Kind::Pvh => "",
+        };
+        format!(
+            "name='{name}'\ntype='{kind}'\nkernel='/lab/vmlinuz'\nramdisk='/lab/initrd'\nmemory={memory_mib}\n\
+             vcpus={vcpus}\nextra='{}'\ndisk=['phy:/dev/vdb,xvda,w']\non_crash='preserve'\n{more}",
+            self.command_line()
+        )
+    }
+
+    /// The guest kernel's command line.
+    fn command_line(&self) -> String {
+        format!(
+            "console=hvc0 quiet panic=0 check.memory={} check.dirty={} check.zero={} check.files={}",
+            self.checked_mib, self.dirty_per_second, self.zero_percent, self.files_mib
+        )
+    }
+
+    /// Creates it on `host` and waits until it counts.
+    pub fn create(&self, host: &Host) -> Result<Count> {
+        let file = format!("/run/lab/{}.cfg", self.name);
+        host.put(&file, self.configuration().as_bytes())?;
+        host.run(&format!("rm -f {CONSOLES}/guest-{0}.log {CONSOLES}/guest-{0}--incoming.log", self.name))?;
+        host.run(&format!("xl create -q {file}"))?;
+        let first = self.wait_count(host, Count::default(), wait::limit(START_SECONDS));
+        first.with_context(|| format!("{} does not come to counting", self.name))
+    }
+
+    /// What its console on `host` says; nothing before its first count. An error if anything there is wrong.
+    pub fn count(&self, host: &Host) -> Result<Option<Count>> {
+        // A migrated guest's console is logged under the name it had when it arrived.
+        let logs = format!("{CONSOLES}/guest-{0}.log {CONSOLES}/guest-{0}--incoming.log", self.name);
+        let text = host.run(&format!(
+            "grep -ahE 'CHECK: BAD|Kernel panic|BUG:|Oops|soft lockup|rcu.*stall|Call Trace' {logs} 2>/dev/null | head -20; \
+             tail -qn 2 {logs} 2>/dev/null; true"
+        ))?;
+        let wrong: Vec<&str> =
+            text.lines().filter(|line| !line.trim().is_empty() && !is_progress(line)).collect();
+        let complaints = ["CHECK: BAD", "panic", "BUG:", "Oops", "lockup", "stall", "Call Trace"];
+        if let Some(line) = wrong.iter().find(|line| complaints.iter().any(|word| line.contains(word))) {
+            bail!("{} on host {} says: {}", self.name, host.number(), line.trim());
+        }
+        Ok(text.lines().filter_map(parse).max_by_key(|count| count.number))
+    }
+
+    /// Waits until it has counted past `since` on `host`, which shows that it runs there and finds nothing wrong.
+    pub fn counts_on(&self, host: &Host, since: Count) -> Result<Count> {
+        self.wait_count(host, since, wait::limit(COUNT_SECONDS))
+    }
+
+    fn wait_count(&self, host: &Host, since: Count, limit: Duration) -> Result<Count> {
+        self.wait_for(host, limit, &format!("count past {}", since.number), |count| {
+            count.number > since.number
+        })
+    }
+
+    /// Waits until every checked page has been verified since `since`: the pass then under way is not whole, the one
+    /// after it is.
+    pub fn verifies_all(&self, host: &Host, since: Count) -> Result<Count> {
+        let what = format!("verify every page (pass {} and one more)", since.pass + 1);
+        self.wait_for(host, wait::limit(START_SECONDS), &what, |count| count.pass >= since.pass + 2)
+    }
+
+    fn wait_for(
+        &self,
+        host: &Host,
+        limit: Duration,
+        what: &str,
+        done: impl Fn(&Count) -> bool,
+    ) -> Result<Count> {
+        let what = format!("{} to {what} on host {}", self.name, host.number());
+        wait::until(&what, limit, Duration::from_millis(700), || {
+            Ok(match self.count(host)? {
+                Some(count) if done(&count) => Ok(count),
+                Some(count) => Err(format!("{count:?}")),
+                None => Err("no count".to_owned()),
+            })
+        })
+    }
+
+    /// Its domain's number on `host`; nothing where it is not.
+    pub fn domain(&self, host: &Host) -> Result<Option<u32>> {
+        let output = host.attempt(&format!("xl domid {}", self.name), wait::limit(60))?;
+        Ok(String::from_utf8_lossy(&output.out).trim().parse().ok())
+    }
+
+    /// Destroys it on `host`.
+    pub fn destroy(&self, host: &Host) -> Result<()> {
+        host.run(&format!("xl destroy {}", self.name)).map(drop)
+    }
+}
+
+fn is_progress(line: &str) -> bool {
+    line.contains("CHECK: ") && line.contains(" ok ")
+}
+
+/// Reads one line of the checker's; nothing if it is another, or torn.
+fn parse(line: &str) -> Option<Count> {
+    let (_, rest) = line.split_once("CHECK: ")?;
+    let mut words = rest.split_whitespace();
+    let number = words.next()?.parse().ok()?;
+    if words.next() != Some("ok") {
+        return None;
+    }
+    let mut value =
+        |name: &str| words.find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok());
+    let pass = value("pass")?;
+    let dirtied = value("dirtied")?;
+    // The last word of the line: without it, the line is torn.
+    value("reads")?;
+    Some(Count { number, pass, dirtied })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_lines_are_read_and_torn_ones_are_not() {
+        let line = "CHECK: 17 ok t=17.204 pages=4096 pass=9 dirtied=1700 reads=17\r";
+        assert_eq!(parse(line), Some(Count { number: 17, pass: 9, dirtied: 1700 }));
+        for end in 0..line.len() - 5 {
+            assert_eq!(parse(&line[..end]), None, "{}", &line[..end]);
+        }
+        assert_eq!(parse("CHECK: BAD memory: page 1"), None);
+    }
+}

@@ -1,0 +1,193 @@
+//! What is done with guests: saved to a file and restored from it, migrated from host to host; by stock Xen's helper or
+//! by ours, at either end.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::agent::Output;
+use crate::guest::{Count, Guest};
+use crate::host::Host;
+use crate::lab::Lab;
+use crate::wait;
+
+/// Where our helper stands in dom0.
+pub const OURS: &str = "/opt/pageferry/pageferry-save-helper";
+/// Seconds a save, restore or migration may take at most.
+const MOVE_SECONDS: u32 = 300;
+/// The port migrations take.
+const PORT: u16 = 9999;
+
+/// Whose helper libxl runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Helper {
+    /// The one that came with Xen.
+    Stock,
+    /// The project's.
+    Ours,
+}
+
+impl Helper {
+    /// What goes before `xl` on a command line.
+    fn environment(self) -> String {
+        match self {
+            Self::Stock => String::new(),
+            Self::Ours => format!("LIBXL_SAVE_HELPER={OURS} "),
+        }
+    }
+}
+
+impl fmt::Display for Helper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stock => "stock",
+            Self::Ours => "ours",
+        })
+    }
+}
+
+/// A migration.
+#[derive(Debug, Clone)]
+pub struct Migration {
+    /// The source's helper.
+    pub source: Helper,
+    /// The target's helper.
+    pub target: Helper,
+    /// The pass that compares the target's pages with the source's (`xl migrate --debug`).
+    pub verify: bool,
+    /// Environment of both ends' `xl`, `NAME=VALUE` words.
+    pub environment: String,
+    /// The most it may take.
+    pub limit: Duration,
+}
+
+impl Migration {
+    /// One between these helpers.
+    #[must_use]
+    pub fn new(source: Helper, target: Helper) -> Self {
+        let limit = wait::limit(MOVE_SECONDS);
+        Self { source, target, verify: false, environment: String::new(), limit }
+    }
+}
+
+/// How a migration went, as far as `xl` at both ends tells.
+#[derive(Debug)]
+pub struct Report {
+    /// The sending xl's exit code and words.
+    pub source: Output,
+    /// The receiving xl's.
+    pub target: Output,
+    /// How long the sending xl took.
+    pub elapsed: Duration,
+}
+
+impl Report {
+    /// All that was said.
+    #[must_use]
+    pub fn text(&self) -> String {
+        format!(
+            "source's xl ended with {}:\n{}\ntarget's xl ended with {}:\n{}",
+            self.source.code,
+            self.source.text(),
+            self.target.code,
+            self.target.text()
+        )
+    }
+}
+
+impl Lab {
+    /// Migrates `guest` from host `from` to the other, live, and returns how that went, well or not.
+    pub fn try_migrate(&self, guest: &Guest, from: usize, migration: &Migration) -> Result<Report> {
+        let (source, target) = (self.host(from), self.host(3 - from));
+        let Migration { environment, limit, .. } = migration;
+        let receive = format!(
+            "exec socat TCP-LISTEN:{PORT},reuseaddr EXEC:\"env {environment} {}xl -vvv migrate-receive\"",
+            migration.target.environment()
+        );
+        let receiving = target.start(&receive, *limit + Duration::from_secs(10));
+        let begun = Instant::now();
+        let verify = if migration.verify { "--debug" } else { "" };
+        // The receiver may not listen yet: the sender asks again.
+        let send = format!(
+            "{environment} {}xl -vvv migrate {verify} -s '' {} \
+             'socat -t 600 - TCP:{}:{PORT},retry=100,interval=0.1'",
+            migration.source.environment(),
+            guest.name,
+            target.address()
+        );
+        let sent = source.attempt(send.trim_start(), *limit);
+        let elapsed = begun.elapsed();
+        if sent.is_err() && !receiving.is_finished() {
+            // Nobody will come any more.
+            target.run("pkill -x socat; true")?;
+        }
+        let received = receiving.wait();
+        let sent = sent.with_context(|| match &received {
+            Ok(received) => format!("the target's xl said:\n{}", received.text()),
+            Err(error) => format!("the target: {error:#}"),
+        })?;
+        Ok(Report { source: sent, target: received?, elapsed })
+    }
+
+    /// Migrates `guest`, which counted to `before` on host `from`, to the other, live; waits until it counts on there and
+    /// sees that it is gone from `from`.
+    pub fn migrate(&self, guest: &Guest, from: usize, before: Count, migration: &Migration) -> Result<Count> {
+        let to = 3 - from;
+        let report = self.try_migrate(guest, from, migration)?;
+        if report.source.code != 0 {
+            bail!("{} from host {from} to {to}: the migration failed:\n{}", guest.name, report.text());
+        }
+        let after = guest.counts_on(self.host(to), before);
+        let after =
+            after.with_context(|| format!("after its migration, of which was said:\n{}", report.text()))?;
+        if let Some(domain) = guest.domain(self.host(from))? {
+            bail!(
+                "{} is still on host {from}, as domain {domain}, after its migration:\n{}",
+                guest.name,
+                report.text()
+            );
+        }
+        if migration.verify {
+            no_difference(&report)?;
+        }
+        Ok(after)
+    }
+}
+
+/// The pass that compares says of each page that differs so, and goes on.
+fn no_difference(report: &Report) -> Result<()> {
+    let text = report.text();
+    if !text.to_lowercase().contains("verify") {
+        bail!("nothing shows that pages were compared:\n{text}");
+    }
+    let differs = |line: &&str| {
+        let line = line.to_lowercase();
+        ["verify failed", "mismatch", "differ"].iter().any(|word| line.contains(word))
+    };
+    match text.lines().find(differs) {
+        None => Ok(()),
+        Some(line) => bail!("a page differs: {line}"),
+    }
+}
+
+/// Saves `guest` on `host` to `file` with this helper; the guest is gone then.
+pub fn save(guest: &Guest, host: &Host, file: &str, helper: Helper) -> Result<()> {
+    let command = format!("{}xl -vvv save {} {file}", helper.environment(), guest.name);
+    host.run_within(&command, wait::limit(MOVE_SECONDS))?;
+    match guest.domain(host)? {
+        None => Ok(()),
+        Some(domain) => bail!("{} is still there, as domain {domain}, after it was saved", guest.name),
+    }
+}
+
+/// Restores `guest`, which had counted to `before`, on `host` from `file` with this helper, and waits until it counts on.
+pub fn restore(guest: &Guest, host: &Host, file: &str, before: Count, helper: Helper) -> Result<Count> {
+    let command = format!("{}xl -vvv restore {file}", helper.environment());
+    let said = host.attempt(&command, wait::limit(MOVE_SECONDS))?;
+    if said.code != 0 {
+        bail!("host {}: `{command}` ended with {}:\n{}", host.number(), said.code, said.text());
+    }
+    let after = guest.counts_on(host, before);
+    after.with_context(|| format!("after its restore, of which was said:\n{}", said.text()))
+}

@@ -1,0 +1,216 @@
+//! Runs tests and says what came of each: passed, failed (with its logs' place), or skipped with the reason. What did not
+//! run never counts as passed.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use comfy_table::Table;
+use comfy_table::presets::ASCII_MARKDOWN;
+
+use super::{Needs, Pair, Test, Tier, all};
+use crate::cache::Cache;
+use crate::lab::Lab;
+use crate::moves::OURS;
+use crate::spec::{HOST_MEMORY_MIB, Spec};
+use crate::{payload, wait};
+
+/// What to run, and where.
+pub(crate) struct Order {
+    /// The lab's name.
+    pub(crate) lab: String,
+    /// Parts of tests' names; none is all of the tier.
+    pub(crate) names: Vec<String>,
+    pub(crate) tier: Tier,
+    /// Where the binaries are; built by us if nothing is said.
+    pub(crate) binaries: Option<PathBuf>,
+}
+
+enum Outcome {
+    Passed,
+    Failed(String),
+    Skipped(String),
+}
+
+struct Line {
+    name: String,
+    outcome: Outcome,
+    elapsed: Duration,
+}
+
+impl Order {
+    /// The tests it means: with names, those of any tier whose names contain one of them.
+    fn chosen(&self) -> Result<Vec<Test>> {
+        let chosen: Vec<Test> = all()
+            .into_iter()
+            .filter(|test| match self.names.as_slice() {
+                [] => test.tier <= self.tier,
+                names => names.iter().any(|name| test.name.contains(name.as_str())),
+            })
+            .collect();
+        if chosen.is_empty() {
+            bail!("no test's name contains {}; `xen-lab test --list` names them", self.names.join(" or "));
+        }
+        Ok(chosen)
+    }
+
+    /// The tests' names.
+    pub(crate) fn list(&self) -> Result<Vec<String>> {
+        Ok(self.chosen()?.into_iter().map(|test| test.name).collect())
+    }
+
+    /// Runs them, prints a table, and says whether all passed or were skipped.
+    pub(crate) fn run(&self, cache: &Cache) -> Result<bool> {
+        let chosen = self.chosen()?;
+        let binaries = match &self.binaries {
+            Some(binaries) => binaries.clone(),
+            None => {
+                eprintln!("building the project's binaries");
+                payload::build_binaries()?;
+                payload::release_directory()?
+            }
+        };
+        let mut lines = Vec::new();
+        for pair in Pair::ALL {
+            let tests: Vec<&Test> = chosen.iter().filter(|test| test.pair == pair).collect();
+            if !tests.is_empty() {
+                self.run_pair(cache, pair, &tests, &binaries, &mut lines);
+            }
+        }
+        Ok(report(&lines))
+    }
+
+    /// Runs the tests of one pair of hosts on a lab brought up for them, or on the one that is up if it is such a lab.
+    fn run_pair(
+        &self,
+        cache: &Cache,
+        pair: Pair,
+        tests: &[&Test],
+        binaries: &std::path::Path,
+        lines: &mut Vec<Line>,
+    ) {
+        let spec =
+            Spec { hosts: pair.hosts(), memory_mib: HOST_MEMORY_MIB, binaries: binaries.to_path_buf() };
+        let found = Lab::find(cache, &self.lab).ok().flatten();
+        let ours = found.is_none();
+        let mut lab = match found {
+            Some(lab) if lab.spec().hosts == spec.hosts => Ok(lab),
+            Some(_) => Err(anyhow::anyhow!(
+                "the lab `{}` is up with other hosts; end it, or give another --name",
+                self.lab
+            )),
+            None => Lab::up(cache, &self.lab, spec.clone()),
+        };
+        for test in tests {
+            let begun = Instant::now();
+            // A lab that did not come up, or broke beyond repair, fails what was to run on it.
+            let outcome = match &lab {
+                Ok(lab) => one(lab, test),
+                Err(error) => Outcome::Failed(format!("no lab: {error:#}")),
+            };
+            let line = Line { name: test.name.clone(), outcome, elapsed: begun.elapsed() };
+            say(&line);
+            let failed = matches!(line.outcome, Outcome::Failed(_));
+            lines.push(line);
+            if let (Ok(running), true) = (&lab, failed)
+                && let Err(error) = tidy(running)
+            {
+                eprintln!("the hosts can't be brought back to order ({error:#}); starting them again");
+                lab = Lab::down(cache, &self.lab).and_then(|()| Lab::up(cache, &self.lab, spec.clone()));
+            }
+        }
+        if ours && let Err(error) = Lab::down(cache, &self.lab) {
+            eprintln!("the lab could not be ended: {error:#}");
+        }
+    }
+}
+
+fn one(lab: &Lab, test: &Test) -> Outcome {
+    eprintln!("{} ...", test.name);
+    match ready(lab, test.needs) {
+        Ok(None) => {}
+        Ok(Some(reason)) => return Outcome::Skipped(reason),
+        Err(error) => return failed(lab, test, &error.context("before the test")),
+    }
+    let result = (test.body)(lab).and_then(|()| clean(lab).context("the test left something behind"));
+    match result {
+        Ok(()) => Outcome::Passed,
+        Err(error) => failed(lab, test, &error),
+    }
+}
+
+fn failed(lab: &Lab, test: &Test, error: &anyhow::Error) -> Outcome {
+    let logs = match lab.save_logs(&test.name) {
+        Ok(logs) => format!("logs: {}", logs.display()),
+        Err(error) => format!("and its logs could not be saved: {error:#}"),
+    };
+    Outcome::Failed(format!("{error:#}\n{logs}"))
+}
+
+/// Whether the lab has what the test needs: a reason to leave it out, if not. An error if guests are in its way.
+fn ready(lab: &Lab, needs: Needs) -> Result<Option<String>> {
+    clean(lab)?;
+    if needs == Needs::Helper {
+        for number in 1..=2 {
+            let there = lab.host(number).attempt(&format!("test -x {OURS}"), wait::limit(30))?;
+            if there.code != 0 {
+                return Ok(Some(format!("host {number} has no {OURS}: it is not among the binaries")));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// An error unless both hosts run nothing but dom0.
+fn clean(lab: &Lab) -> Result<()> {
+    for number in 1..=2 {
+        // A domain dies bit by bit.
+        wait::until("guests to be gone", wait::limit(20), Duration::from_millis(500), || {
+            let list = lab.host(number).run("xl list | tail -n +3")?;
+            Ok(if list.trim().is_empty() { Ok(()) } else { Err(list.trim().to_owned()) })
+        })
+        .with_context(|| format!("host {number}"))?;
+    }
+    Ok(())
+}
+
+/// After a failure: removes guests and processes; an error if that does not help.
+fn tidy(lab: &Lab) -> Result<()> {
+    lab.set_wire(true)?;
+    for number in 1..=2 {
+        lab.host(number).run(
+            "for d in $(xl list | awk 'NR>2 {print $2}'); do xl unpause $d 2>/dev/null; xl destroy $d; done; \
+             pkill -9 -x socat; pkill -9 -x xl; true",
+        )?;
+    }
+    clean(lab)
+}
+
+fn say(line: &Line) {
+    let seconds = line.elapsed.as_secs_f64();
+    match &line.outcome {
+        Outcome::Passed => eprintln!("{} passed in {seconds:.1} s", line.name),
+        Outcome::Failed(why) => eprintln!("{} FAILED after {seconds:.1} s: {why}", line.name),
+        Outcome::Skipped(why) => eprintln!("SKIPPED: {}: {why}", line.name),
+    }
+}
+
+/// Prints the table. Whether nothing failed, and something passed.
+#[expect(clippy::print_stdout, reason = "the table is the result")]
+fn report(lines: &[Line]) -> bool {
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN).set_header(["test", "outcome", "seconds"]);
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for line in lines {
+        let (outcome, counter) = match &line.outcome {
+            Outcome::Passed => ("passed", &mut passed),
+            Outcome::Failed(_) => ("FAILED", &mut failed),
+            Outcome::Skipped(_) => ("skipped", &mut skipped),
+        };
+        *counter += 1;
+        table.add_row([line.name.clone(), outcome.to_owned(), format!("{:.1}", line.elapsed.as_secs_f64())]);
+    }
+    println!("{table}");
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    failed == 0 && passed > 0
+}
