@@ -5,6 +5,7 @@
 pub mod bare;
 #[cfg(test)]
 pub(crate) mod coroutine;
+pub mod counting;
 pub(crate) mod direct_io;
 pub(crate) mod futex;
 mod ioctl;

@@ -61,6 +61,15 @@ pub trait Task: Send {
     fn join(self: Box<Self>) -> Result<(), String>;
 }
 
+/// A task that ended by a panic, or could not be started.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fallen {
+    /// The task's name.
+    pub task: String,
+    /// What it said, or why it could not be started.
+    pub what: String,
+}
+
 /// What a spawned task runs.
 pub type Body = Box<dyn FnOnce() + Send + 'static>;
 
@@ -76,6 +85,9 @@ pub trait Runtime: Send + Sync {
     fn ring(&self, bell: &Bell);
     /// Starts a task.
     fn spawn(&self, name: &str, placement: Placement, body: Body) -> Box<dyn Task>;
+    /// The first of its tasks that fell, if one has. Nobody else tells of it before it is joined, and whoever waits for
+    /// its work would wait for ever: control tasks look whenever they wake.
+    fn fallen(&self) -> Option<&Fallen>;
     /// A point at which others may run first. Costs nothing with threads; under the simulator, a choice.
     fn interleave(&self);
     /// Fills `out` with bytes nobody can guess (under the simulator: from the seed).

@@ -7,7 +7,9 @@
 #![forbid(unsafe_code)]
 
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use core_affinity::CoreId;
 use rustix::thread::CpuSet;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-use super::{Bell, Body, Moment, Placement, Runtime, Task};
+use super::{Bell, Body, Fallen, Moment, Placement, Runtime, Task};
 use crate::kernel::futex;
 
 /// The runtime of a real process.
@@ -24,6 +26,7 @@ pub struct Threads {
     cores: Vec<CoreId>,
     /// The same for tasks that may run anywhere: a thread inherits the pin of the one that starts it.
     everywhere: Option<CpuSet>,
+    fallen: Arc<OnceLock<Fallen>>,
 }
 
 impl Threads {
@@ -35,7 +38,7 @@ impl Threads {
         if cores.is_empty() || everywhere.is_none() {
             tracing::warn!("the kernel does not tell which cores may be used; threads run unpinned");
         }
-        Self { cores, everywhere }
+        Self { cores, everywhere, fallen: Arc::default() }
     }
 
     /// Cores this process may use, at least 1.
@@ -74,18 +77,28 @@ impl Runtime for Threads {
             Placement::Core(_) | Placement::Any => None,
         };
         let everywhere = self.everywhere;
+        let (task, fallen) = (name.to_owned(), Arc::clone(&self.fallen));
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             place(core, everywhere.as_ref());
-            body();
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
+                fallen.get_or_init(|| Fallen { task, what: message_of(&*panic) });
+                resume_unwind(panic);
+            }
         });
         match thread {
             Ok(handle) => Box::new(Thread { handle }),
-            Err(error) => Box::new(NeverStarted {
-                why: format!(
+            Err(error) => {
+                let why = format!(
                     "cannot start thread {name}: {error}. Is the limit on processes (ulimit -u) or memory used up?"
-                ),
-            }),
+                );
+                self.fallen.get_or_init(|| Fallen { task: name.to_owned(), what: why.clone() });
+                Box::new(NeverStarted { why })
+            }
         }
+    }
+
+    fn fallen(&self) -> Option<&Fallen> {
+        self.fallen.get()
     }
 
     fn interleave(&self) {}
@@ -295,10 +308,15 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_comes_back_from_join() {
+    fn a_panic_is_seen_and_comes_back_from_join() {
         let runtime = Threads::new();
+        assert_eq!(runtime.fallen(), None);
         let plain = runtime.spawn("plain", Placement::Any, Box::new(|| panic!("this and that")));
         assert_eq!(plain.join(), Err("this and that".to_owned()));
+        assert_eq!(
+            runtime.fallen(),
+            Some(&Fallen { task: "plain".to_owned(), what: "this and that".to_owned() })
+        );
         let number = 7;
         let formatted =
             runtime.spawn("formatted", Placement::Any, Box::new(move || panic!("number {number}")));

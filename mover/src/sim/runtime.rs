@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::rng::Rng;
 use super::scheduler::{Group, Key, Scheduler};
-use crate::runtime::{Bell, Body, Moment, Placement, Runtime, Task};
+use crate::runtime::{Bell, Body, Fallen, Moment, Placement, Runtime, Task};
 
 /// A duration as virtual nanoseconds.
 pub(crate) fn nanos(duration: Duration) -> u64 {
@@ -76,6 +76,10 @@ impl Runtime for SimRuntime {
         Box::new(SimTask { scheduler: Arc::clone(&self.scheduler), id })
     }
 
+    /// A task's panic ends a simulation as a whole.
+    fn fallen(&self) -> Option<&Fallen> {
+        None
+    }
     fn interleave(&self) {
         self.scheduler.interleave();
     }

@@ -22,7 +22,7 @@ use crate::pipeline::judge::Backlog;
 use crate::pipeline::send::{Pipes, Sending, Sent};
 use crate::pipeline::work::Round;
 use crate::report::{Event, Mode, Part, Phase, Sample, Summary};
-use crate::runtime::{Bell, Moment, Task};
+use crate::runtime::{Bell, Fallen, Moment, Task};
 use crate::source::{Config, Parts, Surroundings};
 use crate::units::{PAGE_BYTES_U64, f64_of, u64_of};
 use crate::wire::control::{Account, DiskName, Feedback, Message, Offer, Standing};
@@ -284,6 +284,9 @@ impl Migration {
     pub(super) fn look_around(&mut self) -> Result<(), Error> {
         self.take_mail()?;
         self.failure.check()?;
+        if let Some(Fallen { task, what }) = self.around.runtime.fallen().cloned() {
+            return Err(Error::Panicked { task, what });
+        }
         if self.around.cancel.asked() && matches!(self.hold, Hold::Running | Hold::Paused) {
             return Err(Error::Cancelled { by: "here" });
         }

@@ -19,7 +19,7 @@ use crate::pipeline::faults::SmallLoader;
 use crate::pipeline::landing::Landing;
 use crate::pipeline::receive::{self, Lane, LaneProgress};
 use crate::report::{Event, Phase};
-use crate::runtime::{Moment, Placement, Task};
+use crate::runtime::{Fallen, Moment, Placement, Task};
 use crate::source::Surroundings;
 use crate::target::Config;
 use crate::target::connect::{Arrival, Door};
@@ -236,6 +236,9 @@ impl Reception {
             self.peer_lost(error)?;
         }
         self.failure.check()?;
+        if let Some(Fallen { task, what }) = self.around.runtime.fallen().cloned() {
+            return Err(Error::Panicked { task, what });
+        }
         if self.around.cancel.asked() && self.stage < Stage::Started && !self.heard.commit {
             return Err(Error::Cancelled { by: "here" });
         }
