@@ -2,4 +2,10 @@
 //! hypervisor, without a link to libxenctrl or libxenguest.
 
 pub mod abi;
+mod channel;
+pub mod domain;
+pub mod restore;
+pub mod save;
+#[cfg(test)]
+mod simulated;
 pub mod stream;

@@ -31,7 +31,7 @@ pub use evtchn::EventChannels;
 pub use layout::{LAYOUTS, Layout};
 pub use memory::MmuextOp;
 pub use pv::{GrantEntry, SharedInfo, StartInfo, VcpuContext};
-pub use transfer::{Part, PartMut, Transfer};
+pub use transfer::{Part, PartMut, Stopped, Transfer};
 pub use window::{Access, ForeignWindow, MachineToPhys, Resource};
 
 /// A domain's number (`domid_t`).

@@ -31,8 +31,13 @@ pub enum PartMut<'a> {
     Page(GuestPage<'a>),
 }
 
+/// Why a transfer ended that was told to stop. Not [`io::ErrorKind::Interrupted`], on which callers try again.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("told to stop")]
+pub struct Stopped;
+
 /// The list of pieces of a system call, used again for every one. A set `stop` ends a transfer at the next signal or
-/// wait, with `Interrupted`.
+/// wait, with [`Stopped`].
 pub struct Transfer<'s> {
     pieces: Vec<libc::iovec>,
     stop: &'s AtomicBool,
@@ -52,7 +57,7 @@ impl<'s> Transfer<'s> {
     /// Writes all of `parts`, in order.
     ///
     /// # Errors
-    /// What `writev(2)` says; `Interrupted` if told to stop. Some of it may have been written then.
+    /// What `writev(2)` says; [`Stopped`] if told to. Some of it may have been written then.
     pub fn write<'a>(
         &mut self,
         to: BorrowedFd<'_>,
@@ -65,28 +70,37 @@ impl<'s> Transfer<'s> {
                 Part::Page(page) => self.add(page.address().as_ptr(), PAGE_BYTES),
             }
         }
-        self.run(
-            |pieces, count| {
-                // SAFETY: the pieces are borrowed bytes and pages, which `parts` keeps alive past this call, of the
-                // lengths they say; writev only reads them. Worth it: pages go out without a copy of our own.
-                unsafe { libc::writev(to.as_raw_fd(), pieces, count) }
-            },
-            to,
-            PollFlags::OUT,
-            io::ErrorKind::WriteZero,
-        )
+        self.all(write_call(to), to, PollFlags::OUT, io::ErrorKind::WriteZero)
     }
 
     /// Fills all of `parts`, in order.
     ///
     /// # Errors
-    /// What `readv(2)` says; `UnexpectedEof` if the stream ends before; `Interrupted` if told to stop. Some of it may
-    /// have been filled then.
+    /// What `readv(2)` says; `UnexpectedEof` if the stream ends before; [`Stopped`] if told to. Some of it may have
+    /// been filled then.
     pub fn read<'a>(
         &mut self,
         from: BorrowedFd<'_>,
         parts: impl IntoIterator<Item = PartMut<'a>>,
     ) -> io::Result<()> {
+        self.gather_mut(parts);
+        self.all(read_call(from), from, PollFlags::IN, io::ErrorKind::UnexpectedEof)
+    }
+
+    /// Fills what there is of `parts`, in order, waiting for the first byte only; how many bytes, 0 at the end.
+    ///
+    /// # Errors
+    /// What `readv(2)` says; [`Stopped`] if told to.
+    pub fn read_some<'a>(
+        &mut self,
+        from: BorrowedFd<'_>,
+        parts: impl IntoIterator<Item = PartMut<'a>>,
+    ) -> io::Result<usize> {
+        self.gather_mut(parts);
+        self.once(read_call(from), from, PollFlags::IN, 0)
+    }
+
+    fn gather_mut<'a>(&mut self, parts: impl IntoIterator<Item = PartMut<'a>>) {
         self.pieces.clear();
         for part in parts {
             match part {
@@ -94,16 +108,6 @@ impl<'s> Transfer<'s> {
                 PartMut::Page(page) => self.add(page.address().as_ptr(), PAGE_BYTES),
             }
         }
-        self.run(
-            |pieces, count| {
-                // SAFETY: as in `write`; readv writes them: our own are borrowed mutably, pages are mapped for writing or
-                // the kernel answers EFAULT. Worth it: pages come in without a copy of our own.
-                unsafe { libc::readv(from.as_raw_fd(), pieces, count) }
-            },
-            from,
-            PollFlags::IN,
-            io::ErrorKind::UnexpectedEof,
-        )
     }
 
     /// Adds a piece, or makes the last one longer.
@@ -121,38 +125,52 @@ impl<'s> Transfer<'s> {
     }
 
     /// Repeats `call` until every piece is through.
-    fn run(
+    fn all(
         &mut self,
-        call: impl Fn(*const libc::iovec, libc::c_int) -> libc::ssize_t,
+        call: impl Fn(&[libc::iovec]) -> libc::ssize_t,
         fd: BorrowedFd<'_>,
         ready: PollFlags,
         ended: io::ErrorKind,
     ) -> io::Result<()> {
         let mut first = 0;
         while first < self.pieces.len() {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            let pieces = &self.pieces[first..];
-            let count = i32::try_from(pieces.len().min(PIECES_MAX)).unwrap_or(i32::MAX);
-            match u64::try_from(call(pieces.as_ptr(), count)) {
-                Ok(0) => return Err(ended.into()),
-                Ok(done) => self.advance(&mut first, usize_of(done)),
-                Err(_) => match io::Error::last_os_error() {
-                    error if error.kind() == io::ErrorKind::Interrupted => {}
-                    // Somebody else made it non-blocking: it is shared with whoever handed it to us.
-                    error if error.kind() == io::ErrorKind::WouldBlock => {
-                        match poll(&mut [PollFd::new(&fd, ready)], None) {
-                            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                            Err(error) => return Err(error.into()),
-                        }
-                    }
-                    error => return Err(error),
-                },
+            match self.once(&call, fd, ready, first)? {
+                0 => return Err(ended.into()),
+                done => self.advance(&mut first, done),
             }
         }
         self.pieces.clear();
         Ok(())
+    }
+
+    /// Calls `call` for the pieces from `first` on until it has done something; how many bytes.
+    fn once(
+        &self,
+        call: impl Fn(&[libc::iovec]) -> libc::ssize_t,
+        fd: BorrowedFd<'_>,
+        ready: PollFlags,
+        first: usize,
+    ) -> io::Result<usize> {
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(io::Error::other(Stopped));
+            }
+            let pieces = &self.pieces[first..];
+            if let Ok(done) = u64::try_from(call(&pieces[..pieces.len().min(PIECES_MAX)])) {
+                return Ok(usize_of(done));
+            }
+            match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                // Somebody else made it non-blocking: it is shared with whoever handed it to us.
+                error if error.kind() == io::ErrorKind::WouldBlock => {
+                    match poll(&mut [PollFd::new(&fd, ready)], None) {
+                        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                error => return Err(error),
+            }
+        }
     }
 
     /// Takes `done` bytes off the pieces from `first` on.
@@ -167,5 +185,25 @@ impl<'s> Transfer<'s> {
             done -= piece.iov_len;
             *first += 1;
         }
+    }
+}
+
+/// `writev` of pieces that [`Transfer`] has gathered.
+fn write_call(to: BorrowedFd<'_>) -> impl Fn(&[libc::iovec]) -> libc::ssize_t {
+    move |pieces| {
+        let count = libc::c_int::try_from(pieces.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: the pieces are borrowed bytes and pages, which the caller of `Transfer` keeps alive past this call,
+        // of the lengths they say; writev only reads them. Worth it: pages go out without a copy of our own.
+        unsafe { libc::writev(to.as_raw_fd(), pieces.as_ptr(), count) }
+    }
+}
+
+/// `readv` into pieces that [`Transfer`] has gathered.
+fn read_call(from: BorrowedFd<'_>) -> impl Fn(&[libc::iovec]) -> libc::ssize_t {
+    move |pieces| {
+        let count = libc::c_int::try_from(pieces.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: as in `write_call`; readv writes them: our own are borrowed mutably, pages are mapped for writing or
+        // the kernel answers EFAULT. Worth it: pages come in without a copy of our own.
+        unsafe { libc::readv(from.as_raw_fd(), pieces.as_ptr(), count) }
     }
 }

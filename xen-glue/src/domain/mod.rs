@@ -1,0 +1,22 @@
+//! A domain as its toolstack sees it: what a save reads of it and a restore makes of it.
+//!
+//! [`Source`] and [`Target`] are what the phases of [`crate::save`] and [`crate::restore`] know; [`HvmSource`] and
+//! [`HvmTarget`] are HVM and PVH guests. Each owns its handle to the hypervisor, and everything it maps goes
+//! when it is dropped.
+#![forbid(unsafe_code)]
+
+mod common;
+mod error;
+mod grants;
+mod hvm;
+mod pages;
+mod populate;
+mod state;
+mod traits;
+
+pub use common::Domain;
+pub use error::DomainError;
+pub use hvm::{HvmSource, HvmTarget};
+pub use pages::BATCH_PAGES;
+pub use state::{FinalState, Frames, KindState, StaticState, Wiring};
+pub use traits::{Batch, Life, LogRead, Source, Target};

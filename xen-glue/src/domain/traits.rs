@@ -1,0 +1,148 @@
+//! What a save and a restore ask of a domain. The phases are generic over these, so that tests run them over a
+//! domain made up in memory.
+#![forbid(unsafe_code)]
+
+use mover::bitmap::Bitmap;
+use mover::memory::{GuestPage, PageBuf};
+
+use super::{DomainError, FinalState, Frames, StaticState, Wiring};
+use crate::abi::Part;
+use crate::stream::{DomainHeader, GuestType, P2mFrames, PageEntry};
+
+/// What a domain is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Life {
+    /// It runs, or could.
+    Running,
+    /// It has suspended itself.
+    Suspended,
+    /// It has shut down for another reason (`SHUTDOWN_*` of `sched.h`).
+    ShutDown(u32),
+}
+
+/// Which reading of the log of written pages this is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogRead {
+    /// Between rounds.
+    Round,
+    /// The last: pages that the hypervisor itself has mapped count as written.
+    Last,
+}
+
+/// A batch of pages, used again for every one.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// The pages asked for, in their order, less those that need not be named in the stream.
+    pub entries: Vec<PageEntry>,
+    /// Pages that could not be had as they are now, and are to be sent again once the guest stands still.
+    pub deferred: Vec<u64>,
+}
+
+/// A domain to be saved. Dropping it leaves nothing behind but what [`Self::log_on`] has turned on.
+pub trait Source {
+    /// For the stream's header.
+    fn header(&self) -> DomainHeader;
+    /// Frames 0 up to this may be the guest's.
+    fn pages(&self) -> u64;
+    /// Most pages of a batch.
+    fn batch_pages(&self) -> usize;
+    /// What it can't change.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn static_state(&mut self) -> Result<StaticState, DomainError>;
+    /// Of a PV guest, where its table of frames is.
+    fn table_frames(&self) -> Option<P2mFrames>;
+    /// What it is doing.
+    ///
+    /// # Errors
+    /// The domain is gone.
+    fn life(&mut self) -> Result<Life, DomainError>;
+    /// Fails if the guest has done something that a save in progress can't follow.
+    ///
+    /// # Errors
+    /// It has.
+    fn check(&mut self) -> Result<(), DomainError>;
+    /// Starts logging written pages.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn log_on(&mut self) -> Result<(), DomainError>;
+    /// Replaces `into` by the pages written since the last reading, or since [`Self::log_on`]. Returns how many.
+    ///
+    /// # Errors
+    /// The hypervisor refused; the log is as it was.
+    fn log_read(&mut self, which: LogRead, into: &mut Bitmap) -> Result<u64, DomainError>;
+    /// Stops logging. On a domain that is gone it does nothing.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn log_off(&mut self) -> Result<(), DomainError>;
+    /// Has the pages `pfns` ready, at most [`Self::batch_pages`] of them, instead of those before. `still` says that
+    /// the guest has stopped: a page that can't be had then is an error.
+    ///
+    /// # Errors
+    /// The hypervisor refused, or the guest is inconsistent.
+    fn fetch(&mut self, pfns: &[u64], still: bool, batch: &mut Batch) -> Result<(), DomainError>;
+    /// The content of page `at` of the batch, counted over those that have one.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    fn content(&self, at: usize) -> Part<'_>;
+    /// Lets go of the batch.
+    ///
+    /// # Errors
+    /// Unmapping failed.
+    fn release(&mut self) -> Result<(), DomainError>;
+    /// What the stopped guest is besides its memory.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn final_state(&mut self) -> Result<FinalState, DomainError>;
+}
+
+/// A domain to be restored, created by the toolstack, without memory. It is the toolstack's to destroy if this fails.
+pub trait Target {
+    /// The kind of stream it can be restored from.
+    fn guest(&self) -> GuestType;
+    /// Most pages of a batch.
+    fn batch_pages(&self) -> usize;
+    /// Virtual CPUs a PV guest's stream may have state of; they are numbered from 0.
+    fn vcpus(&self) -> u32;
+    /// Sets what the guest can't change; what is missing is left to the toolstack.
+    ///
+    /// # Errors
+    /// The hypervisor refused, or it does not fit this domain.
+    fn set_static_state(&mut self, state: &StaticState) -> Result<(), DomainError>;
+    /// Tells of a PV guest's table of frames.
+    ///
+    /// # Errors
+    /// It can't be.
+    fn set_table_frames(&mut self, frames: P2mFrames) -> Result<(), DomainError>;
+    /// Populates the pages of `entries`, at most [`Self::batch_pages`] of them, where they are not yet, and has those
+    /// with contents ready for writing, instead of those before. Returns how many these are.
+    ///
+    /// # Errors
+    /// No memory, or pages that can't be.
+    fn place(&mut self, entries: &[PageEntry]) -> Result<usize, DomainError>;
+    /// Page `at` of the batch, counted over those with contents, for writing.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    fn page(&self, at: usize) -> GuestPage<'_>;
+    /// The batch's contents have been written: makes them this host's.
+    ///
+    /// # Errors
+    /// Contents that can't be.
+    fn settle(&mut self) -> Result<(), DomainError>;
+    /// Whether page `at` of the batch is what the stream says it should be.
+    ///
+    /// # Errors
+    /// Contents that can't be.
+    fn matches(&self, at: usize, expected: &mut PageBuf) -> Result<bool, DomainError>;
+    /// Gives the guest the rest of its state. It is ready to run then.
+    ///
+    /// # Errors
+    /// The hypervisor refused, or the state can't be.
+    fn finish(&mut self, state: &FinalState, wiring: &Wiring) -> Result<Frames, DomainError>;
+}

@@ -1,0 +1,111 @@
+//! Restores a domain from a stream.
+//!
+//! ```text
+//! headers -> records, in the stream's order -> finish
+//!            (static state, pages, the rest collected)
+//! ```
+//!
+//! The toolstack has created the domain, without memory, and destroys it if this fails. Nothing is mapped afterwards,
+//! and nothing behind the END record has been read.
+#![forbid(unsafe_code)]
+
+mod error;
+mod phases;
+
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::AtomicBool;
+
+pub use error::RestoreError;
+
+use crate::abi::DomainId;
+pub use crate::domain::Wiring;
+use crate::domain::{Domain, Frames, HvmTarget, Target};
+
+/// The toolstack that wants the domain restored.
+pub trait Toolstack {
+    /// Is told that the guest's unchanging state has been set, and what the stream had none of, so that it makes it
+    /// up: bit 0 CPUID, bit 1 model-specific registers. False if it failed.
+    ///
+    /// # Errors
+    /// The toolstack can't be asked.
+    fn static_data_done(&mut self, missing: u32) -> io::Result<bool>;
+    /// Is told how it goes.
+    fn report(&mut self, event: &Event<'_>);
+}
+
+/// How it goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event<'a> {
+    /// A phase begins.
+    Phase(Phase),
+    /// So many pages have arrived.
+    Pages(u64),
+    /// Something an operator may want to know.
+    Note(&'a str),
+}
+
+/// What a restore is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// Reads the headers.
+    Headers,
+    /// Reads records: memory most of the time.
+    Records,
+    /// Gives the guest the rest of its state.
+    Finish,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Headers => "Start of stream",
+            Self::Records => "Frames",
+            Self::Finish => "Final state",
+        })
+    }
+}
+
+/// What a restore has come to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Restored {
+    /// Frames the toolstack wants to know.
+    pub frames: Frames,
+    /// Pages read, each as often as it came.
+    pub pages: u64,
+    /// Bytes of the stream.
+    pub bytes: u64,
+    /// Pages that a verifying stream found to be different.
+    pub different: u64,
+}
+
+/// Restores domain `id` from the stream `from`, until it is done or `stop` is set. A call that waits on the stream
+/// sees `stop` when a signal interrupts it.
+///
+/// # Errors
+/// It could not be restored; see [`RestoreError`].
+pub fn domain(
+    id: DomainId,
+    from: BorrowedFd<'_>,
+    wiring: &Wiring,
+    toolstack: &mut impl Toolstack,
+    stop: &AtomicBool,
+) -> Result<Restored, RestoreError> {
+    let domain = Domain::open(id)?;
+    run(HvmTarget::new(domain)?, from, wiring, toolstack, stop)
+}
+
+/// Restores into `target`, as [`domain`] does into a domain.
+///
+/// # Errors
+/// It could not be restored; see [`RestoreError`].
+pub fn run(
+    target: impl Target,
+    from: BorrowedFd<'_>,
+    wiring: &Wiring,
+    toolstack: &mut impl Toolstack,
+    stop: &AtomicBool,
+) -> Result<Restored, RestoreError> {
+    phases::Restore::new(target, wiring, toolstack, stop).run(from)
+}

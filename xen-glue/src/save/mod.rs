@@ -1,0 +1,56 @@
+//! Saves a domain into a stream, while it runs if wanted.
+//!
+//! ```text
+//! prepare -> static state -> rounds -> suspend -> last pages -> final state -> end
+//!                            (live only)                \-> verify (if asked for) -^
+//! ```
+//!
+//! Whatever happens, the log of written pages is off and nothing is mapped afterwards. Until the guest has suspended
+//! itself a failure leaves it running; from then on it is the toolstack's to resume or destroy.
+#![forbid(unsafe_code)]
+
+mod error;
+mod options;
+mod phases;
+mod records;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::AtomicBool;
+
+pub use error::SaveError;
+pub use options::{Event, Options, Phase, Policy, Summary, Toolstack};
+
+use crate::abi::DomainId;
+use crate::domain::{Domain, HvmSource, Source};
+
+/// Saves domain `id` into the stream `to`, until it is done or `stop` is set. A call that waits on the stream sees
+/// `stop` when a signal interrupts it.
+///
+/// # Errors
+/// It could not be saved; see [`SaveError`].
+pub fn domain(
+    id: DomainId,
+    to: BorrowedFd<'_>,
+    options: &Options,
+    toolstack: &mut impl Toolstack,
+    stop: &AtomicBool,
+) -> Result<Summary, SaveError> {
+    let domain = Domain::open(id)?;
+    run(HvmSource::new(domain)?, to, options, toolstack, stop)
+}
+
+/// Saves `source`, as [`domain`] does a domain.
+///
+/// # Errors
+/// It could not be saved; see [`SaveError`].
+pub fn run(
+    source: impl Source,
+    to: BorrowedFd<'_>,
+    options: &Options,
+    toolstack: &mut impl Toolstack,
+    stop: &AtomicBool,
+) -> Result<Summary, SaveError> {
+    phases::Save::new(source, to, options, toolstack, stop).run()
+}

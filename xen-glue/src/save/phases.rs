@@ -1,0 +1,272 @@
+//! The phases of a save.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use mover::bitmap::Bitmap;
+use mover::policy::{Decision, Observation};
+use mover::units::{PAGE_BYTES_U64, f64_of, u64_of, usize_of};
+
+use super::records::Records;
+use super::{Event, Options, Phase, SaveError, Summary, Toolstack};
+use crate::domain::{Batch, Life, LogRead, Source};
+use crate::stream::GuestType;
+
+/// What stopping a guest costs besides its pages: suspending itself, its state, starting on the other side.
+const FIXED: Duration = Duration::from_millis(50);
+
+/// A save under way.
+pub(super) struct Save<'a, S: Source, T: Toolstack> {
+    source: S,
+    toolstack: &'a mut T,
+    options: &'a Options,
+    stop: &'a AtomicBool,
+    records: Records<'a>,
+    /// Pages to be sent in this round.
+    dirty: Bitmap,
+    /// Pages to be sent again when the guest stands still.
+    deferred: Bitmap,
+    /// Where the log is read into at the end.
+    last: Bitmap,
+    pfns: Vec<u64>,
+    batch: Batch,
+    logging: bool,
+    device_logging: bool,
+    begun: Instant,
+    suspended_at: Option<Instant>,
+    summary: Summary,
+}
+
+impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
+    pub(super) fn new(
+        source: S,
+        to: BorrowedFd<'a>,
+        options: &'a Options,
+        toolstack: &'a mut T,
+        stop: &'a AtomicBool,
+    ) -> Self {
+        let pages = usize_of(source.pages());
+        Self {
+            pfns: Vec::with_capacity(source.batch_pages()),
+            records: Records::new(to, stop),
+            dirty: Bitmap::new(pages),
+            deferred: Bitmap::new(pages),
+            last: Bitmap::new(if options.live { pages } else { 0 }),
+            batch: Batch::default(),
+            logging: false,
+            device_logging: false,
+            begun: Instant::now(),
+            suspended_at: None,
+            summary: Summary::default(),
+            source,
+            toolstack,
+            options,
+            stop,
+        }
+    }
+
+    /// All of it.
+    pub(super) fn run(mut self) -> Result<Summary, SaveError> {
+        let outcome = self.phases();
+        self.clean_up();
+        match outcome {
+            // Whatever a stop has made fail, it is the reason.
+            Err(_) if self.stop.load(Ordering::Relaxed) => Err(SaveError::Cancelled),
+            Err(error) => Err(error),
+            Ok(()) => {
+                self.summary.bytes = self.records.bytes();
+                self.summary.total = self.begun.elapsed();
+                self.summary.stopped = self.suspended_at.map_or(Duration::ZERO, |at| at.elapsed());
+                Ok(self.summary)
+            }
+        }
+    }
+
+    fn phases(&mut self) -> Result<(), SaveError> {
+        self.phase(Phase::Prepare, Self::prepare)?;
+        self.phase(Phase::StaticState, Self::static_state)?;
+        if self.options.live {
+            self.phase(Phase::Rounds, Self::rounds)?;
+        }
+        self.phase(Phase::Suspend, Self::suspend)?;
+        self.phase(Phase::LastPages, Self::last_pages)?;
+        if self.options.verify {
+            self.phase(Phase::Verify, Self::verify)?;
+        }
+        self.phase(Phase::FinalState, Self::final_state)?;
+        self.phase(Phase::End, Self::end)
+    }
+
+    fn phase(
+        &mut self,
+        phase: Phase,
+        run: impl FnOnce(&mut Self) -> Result<(), SaveError>,
+    ) -> Result<(), SaveError> {
+        self.toolstack.report(&Event::Phase(phase));
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(SaveError::Cancelled);
+        }
+        run(self)
+    }
+
+    fn prepare(&mut self) -> Result<(), SaveError> {
+        self.records.start(self.source.header())
+    }
+
+    fn static_state(&mut self) -> Result<(), SaveError> {
+        let state = self.source.static_state()?;
+        self.records.static_state(&state, self.source.table_frames().as_ref())
+    }
+
+    /// Sends memory while the guest runs, as often as the policy wants. What was written since the last round is in
+    /// `dirty` afterwards.
+    fn rounds(&mut self) -> Result<(), SaveError> {
+        self.start_logging()?;
+        self.dirty.set_all();
+        let mut dirty_before = None;
+        loop {
+            let begun = Instant::now();
+            let sent = self.send(false)?;
+            self.summary.rounds += 1;
+            self.source.check()?;
+            let dirty = self.source.log_read(LogRead::Round, &mut self.dirty)?;
+            let link_rate = f64_of(sent * PAGE_BYTES_U64) / begun.elapsed().as_secs_f64().max(1e-6);
+            let rounds = self.summary.rounds;
+            let seen = Observation { rounds, dirty, dirty_before, link_rate, fixed: FIXED, speed: 100 };
+            let (rate, downtime) = (link_rate, seen.predicted());
+            self.toolstack.report(&Event::Round { round: rounds, dirty, rate, downtime });
+            match self.options.policy.decide(&seen) {
+                Decision::Stop => return Ok(()),
+                Decision::GiveUp => return Err(SaveError::NotConverging { rounds, dirty }),
+                Decision::Round | Decision::Throttle(_) => dirty_before = Some(dirty),
+            }
+        }
+    }
+
+    fn start_logging(&mut self) -> Result<(), SaveError> {
+        if self.source.header().guest == GuestType::Hvm {
+            self.device_logging = true;
+            asked("log what the device model writes", self.toolstack.device_log(true))?;
+        }
+        self.logging = true;
+        Ok(self.source.log_on()?)
+    }
+
+    fn suspend(&mut self) -> Result<(), SaveError> {
+        self.suspended_at = Some(Instant::now());
+        asked("suspend the guest", self.toolstack.suspend())?;
+        match self.source.life()? {
+            Life::Suspended => Ok(()),
+            life => Err(SaveError::NotSuspended(life)),
+        }
+    }
+
+    /// Sends what was written since the last round, or all if there was none.
+    fn last_pages(&mut self) -> Result<(), SaveError> {
+        if self.options.live {
+            self.source.check()?;
+            self.source.log_read(LogRead::Last, &mut self.last)?;
+            self.dirty.union(&self.last);
+            self.dirty.union(&self.deferred);
+        } else {
+            self.dirty.set_all();
+        }
+        self.send(true).map(drop)
+    }
+
+    fn verify(&mut self) -> Result<(), SaveError> {
+        self.records.verify()?;
+        self.dirty.set_all();
+        self.send(true).map(drop)
+    }
+
+    fn final_state(&mut self) -> Result<(), SaveError> {
+        let state = self.source.final_state()?;
+        self.records.final_state(&state)
+    }
+
+    fn end(&mut self) -> Result<(), SaveError> {
+        self.records.end()
+    }
+
+    /// Sends the pages of `dirty`, batch by batch; how many had contents.
+    fn send(&mut self, still: bool) -> Result<u64, SaveError> {
+        let dirty = std::mem::take(&mut self.dirty);
+        let outcome = self.send_all(&dirty, still);
+        self.dirty = dirty;
+        outcome
+    }
+
+    fn send_all(&mut self, dirty: &Bitmap, still: bool) -> Result<u64, SaveError> {
+        let total = dirty.count();
+        let (mut looked_at, mut sent, mut from) = (0, 0, 0);
+        loop {
+            from = self.collect(dirty, from);
+            if self.pfns.is_empty() {
+                break;
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(SaveError::Cancelled);
+            }
+            self.source.fetch(&self.pfns, still, &mut self.batch)?;
+            for &pfn in &self.batch.deferred {
+                self.deferred.set(usize_of(pfn));
+            }
+            sent += self.records.pages(&self.batch.entries, &self.source)?;
+            looked_at += u64_of(self.pfns.len());
+            let round = self.summary.rounds + 1;
+            self.toolstack.report(&Event::Frames { round, sent: looked_at, total });
+        }
+        self.source.release()?;
+        self.summary.pages += sent;
+        Ok(sent)
+    }
+
+    /// Fills `pfns` with the next batch from `from` on; where the one after that begins.
+    fn collect(&mut self, dirty: &Bitmap, mut from: usize) -> usize {
+        self.pfns.clear();
+        let room = self.source.batch_pages();
+        while self.pfns.len() < room
+            && let Some((first, end)) = dirty.next_run(from)
+        {
+            let end = end.min(first + room - self.pfns.len());
+            self.pfns.extend(u64_of(first)..u64_of(end));
+            from = end;
+        }
+        from
+    }
+
+    /// Turns off what was turned on. Said, not returned: what the save has come to does not change.
+    fn clean_up(&mut self) {
+        if std::mem::take(&mut self.logging)
+            && let Err(error) = self.source.log_off()
+        {
+            self.toolstack.report(&Event::Note(&error.to_string()));
+        }
+        if std::mem::take(&mut self.device_logging)
+            && let Err(error) =
+                asked("stop logging what the device model writes", self.toolstack.device_log(false))
+        {
+            self.toolstack.report(&Event::Note(&error.to_string()));
+        }
+    }
+}
+
+impl<S: Source, T: Toolstack> Drop for Save<'_, S, T> {
+    /// A panic must not leave the log on either.
+    fn drop(&mut self) {
+        self.clean_up();
+    }
+}
+
+/// What the toolstack's answer comes to.
+fn asked(doing: &'static str, answer: io::Result<bool>) -> Result<(), SaveError> {
+    match answer {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(SaveError::Refused { doing }),
+        Err(source) => Err(SaveError::Toolstack { doing, source }),
+    }
+}

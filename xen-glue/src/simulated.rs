@@ -1,0 +1,327 @@
+//! Domains made up in memory, for tests of the phases: what a guest does while it is saved is a script.
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io;
+use std::rc::Rc;
+
+use mover::bitmap::Bitmap;
+use mover::memory::{GuestPage, Mapping, PageBuf};
+use mover::units::{PAGE_BYTES, Pfn, u64_of, usize_of};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use std::os::fd::AsFd;
+
+use crate::abi::{DomainId, Part};
+use crate::domain::{
+    Batch, DomainError, FinalState, Frames, KindState, Life, LogRead, Source, StaticState, Target, Wiring,
+};
+use crate::stream::{DomainHeader, GuestType, HvmParam, P2mFrames, PageEntry, PageType, TscInfo};
+
+pub(crate) const ID: DomainId = DomainId(7);
+pub(crate) const WIRING: Wiring =
+    Wiring { store_port: 1, store_domain: DomainId(0), console_port: 2, console_domain: DomainId(0) };
+
+fn memory(pages: usize) -> Mapping {
+    let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&file, u64_of(pages * PAGE_BYTES)).unwrap();
+    Mapping::shared(file.as_fd(), pages * PAGE_BYTES, false).unwrap()
+}
+
+/// Content number `version` of a page.
+fn content(pfn: u64, version: u64) -> PageBuf {
+    let mut page = PageBuf::zeroed();
+    for (at, word) in page.0.chunks_exact_mut(8).enumerate() {
+        word.copy_from_slice(&(pfn << 40 ^ version << 20 ^ u64_of(at)).to_le_bytes());
+    }
+    page
+}
+
+pub(crate) fn read(page: GuestPage<'_>) -> PageBuf {
+    let mut out = PageBuf::zeroed();
+    page.copy_to(&mut out);
+    out
+}
+
+/// A guest on the source: shared with the test, which looks at it afterwards.
+pub(crate) struct Guest {
+    pub(crate) memory: Mapping,
+    /// Frames without memory.
+    pub(crate) holes: BTreeSet<u64>,
+    /// Frames that can't be had while it runs.
+    pub(crate) shy: BTreeSet<u64>,
+    /// Frames it writes after each batch, one set a batch.
+    pub(crate) writes: Vec<BTreeSet<u64>>,
+    pub(crate) life: Life,
+    pub(crate) logging: bool,
+    /// How often the log was turned off.
+    pub(crate) off: u32,
+    log: BTreeSet<u64>,
+    versions: u64,
+    /// Batches had.
+    pub(crate) batches: usize,
+}
+
+impl Guest {
+    pub(crate) fn new(pages: usize) -> Rc<RefCell<Self>> {
+        let memory = memory(pages);
+        for pfn in 0..u64_of(pages) {
+            memory.page(Pfn(pfn)).copy_from(&content(pfn, 0));
+        }
+        Rc::new(RefCell::new(Self {
+            memory,
+            holes: BTreeSet::new(),
+            shy: BTreeSet::new(),
+            writes: Vec::new(),
+            life: Life::Running,
+            logging: false,
+            off: 0,
+            log: BTreeSet::new(),
+            versions: 0,
+            batches: 0,
+        }))
+    }
+
+    fn write(&mut self, pfns: &BTreeSet<u64>) {
+        self.versions += 1;
+        for &pfn in pfns.difference(&self.holes) {
+            self.memory.page(Pfn(pfn)).copy_from(&content(pfn, self.versions));
+            self.log.insert(pfn);
+        }
+    }
+}
+
+/// What a simulated guest is besides its memory.
+pub(crate) fn states() -> (StaticState, FinalState) {
+    let kind = KindState::Hvm {
+        context: (0..=255).cycle().take(3000).collect(),
+        params: vec![HvmParam { index: 1, value: 3 }, HvmParam { index: 17, value: 4 }],
+    };
+    let tsc = TscInfo { mode: 1, khz: 2_000_000, nsec: 12_345_678, incarnation: 3 };
+    (StaticState { cpuid: vec![7; 240], msrs: vec![9; 32], pv: None }, FinalState { tsc, kind })
+}
+
+/// The source's end.
+pub(crate) struct SimSource {
+    pub(crate) guest: Rc<RefCell<Guest>>,
+    /// Copies of the batch's contents, as they were when it was had.
+    contents: Vec<PageBuf>,
+}
+
+impl SimSource {
+    pub(crate) fn new(guest: &Rc<RefCell<Guest>>) -> Self {
+        Self { guest: Rc::clone(guest), contents: Vec::new() }
+    }
+}
+
+impl Source for SimSource {
+    fn header(&self) -> DomainHeader {
+        DomainHeader { guest: GuestType::Hvm, xen_major: 4, xen_minor: 17 }
+    }
+    fn pages(&self) -> u64 {
+        self.guest.borrow().memory.pages().0
+    }
+    fn batch_pages(&self) -> usize {
+        64
+    }
+    fn static_state(&mut self) -> Result<StaticState, DomainError> {
+        Ok(states().0)
+    }
+    fn table_frames(&self) -> Option<P2mFrames> {
+        None
+    }
+    fn life(&mut self) -> Result<Life, DomainError> {
+        Ok(self.guest.borrow().life)
+    }
+    fn check(&mut self) -> Result<(), DomainError> {
+        Ok(())
+    }
+    fn log_on(&mut self) -> Result<(), DomainError> {
+        self.guest.borrow_mut().logging = true;
+        Ok(())
+    }
+    fn log_read(&mut self, _: LogRead, into: &mut Bitmap) -> Result<u64, DomainError> {
+        let mut guest = self.guest.borrow_mut();
+        assert!(guest.logging, "the log is read while it is off");
+        into.clear_all();
+        for pfn in std::mem::take(&mut guest.log) {
+            into.set(usize_of(pfn));
+        }
+        Ok(into.count())
+    }
+    fn log_off(&mut self) -> Result<(), DomainError> {
+        let mut guest = self.guest.borrow_mut();
+        guest.logging = false;
+        guest.off += 1;
+        Ok(())
+    }
+    fn fetch(&mut self, pfns: &[u64], still: bool, batch: &mut Batch) -> Result<(), DomainError> {
+        assert!(pfns.len() <= self.batch_pages());
+        let mut guest = self.guest.borrow_mut();
+        batch.entries.clear();
+        batch.deferred.clear();
+        self.contents.clear();
+        for &pfn in pfns.iter().filter(|pfn| !guest.holes.contains(pfn)) {
+            if guest.shy.contains(&pfn) && !still {
+                batch.deferred.push(pfn);
+                continue;
+            }
+            batch.entries.push(PageEntry::new(Pfn(pfn), PageType::Normal));
+            self.contents.push(read(guest.memory.page(Pfn(pfn))));
+        }
+        let at = guest.batches;
+        guest.batches += 1;
+        if !still && let Some(writes) = guest.writes.get(at).cloned() {
+            guest.write(&writes);
+        }
+        Ok(())
+    }
+    fn content(&self, at: usize) -> Part<'_> {
+        Part::Bytes(&self.contents[at].0)
+    }
+    fn release(&mut self) -> Result<(), DomainError> {
+        self.contents.clear();
+        Ok(())
+    }
+    fn final_state(&mut self) -> Result<FinalState, DomainError> {
+        assert_eq!(self.guest.borrow().life, Life::Suspended);
+        Ok(states().1)
+    }
+}
+
+/// What has become of a target, shared with the test.
+pub(crate) struct Landed {
+    pub(crate) memory: Mapping,
+    pub(crate) populated: BTreeSet<u64>,
+    pub(crate) static_state: Option<StaticState>,
+    pub(crate) final_state: Option<FinalState>,
+}
+
+/// The target's end.
+pub(crate) struct SimTarget {
+    landed: Rc<RefCell<Landed>>,
+    /// The batch: written here, and placed when settled.
+    batch: Vec<u64>,
+    staging: Mapping,
+    comparing: bool,
+}
+
+impl SimTarget {
+    pub(crate) fn new(pages: usize) -> (Self, Rc<RefCell<Landed>>) {
+        let landed = Rc::new(RefCell::new(Landed {
+            memory: memory(pages),
+            populated: BTreeSet::new(),
+            static_state: None,
+            final_state: None,
+        }));
+        let (batch, staging) = (Vec::new(), memory(32));
+        (Self { landed: Rc::clone(&landed), batch, staging, comparing: false }, landed)
+    }
+}
+
+impl Target for SimTarget {
+    fn guest(&self) -> GuestType {
+        GuestType::Hvm
+    }
+    fn batch_pages(&self) -> usize {
+        32
+    }
+    fn vcpus(&self) -> u32 {
+        0
+    }
+    fn set_static_state(&mut self, state: &StaticState) -> Result<(), DomainError> {
+        self.landed.borrow_mut().static_state = Some(state.clone());
+        Ok(())
+    }
+    fn set_table_frames(&mut self, _: P2mFrames) -> Result<(), DomainError> {
+        Err(DomainError::Stream { what: "a table".into() })
+    }
+    fn place(&mut self, entries: &[PageEntry]) -> Result<usize, DomainError> {
+        assert!(entries.len() <= self.batch_pages());
+        let mut landed = self.landed.borrow_mut();
+        assert!(landed.static_state.is_some(), "pages before the static state");
+        self.batch.clear();
+        for entry in entries {
+            if entry.pfn().0 >= landed.memory.pages().0 {
+                return Err(DomainError::TooMany { domain: ID, max: landed.memory.pages().0 });
+            }
+            if entry.page_type().is_populated() {
+                landed.populated.insert(entry.pfn().0);
+            }
+            if entry.has_data() {
+                self.batch.push(entry.pfn().0);
+            }
+        }
+        Ok(self.batch.len())
+    }
+    fn page(&self, at: usize) -> GuestPage<'_> {
+        assert!(at < self.batch.len());
+        self.staging.page(Pfn::at(at))
+    }
+    fn settle(&mut self) -> Result<(), DomainError> {
+        assert!(!self.comparing);
+        let landed = self.landed.borrow_mut();
+        for (at, &pfn) in self.batch.iter().enumerate() {
+            landed.memory.page(Pfn(pfn)).copy_from(&read(self.staging.page(Pfn::at(at))));
+        }
+        Ok(())
+    }
+    fn matches(&self, at: usize, expected: &mut PageBuf) -> Result<bool, DomainError> {
+        Ok(read(self.landed.borrow().memory.page(Pfn(self.batch[at]))) == *expected)
+    }
+    fn finish(&mut self, state: &FinalState, wiring: &Wiring) -> Result<Frames, DomainError> {
+        assert_eq!(*wiring, WIRING);
+        self.landed.borrow_mut().final_state = Some(state.clone());
+        Ok(Frames { store: 3, console: 4 })
+    }
+}
+
+/// Called on every event of a save.
+pub(crate) type Watch = Box<dyn FnMut(&crate::save::Event<'_>)>;
+
+/// A toolstack that does as it is told, and writes down what it was asked for.
+#[derive(Default)]
+pub(crate) struct SimToolstack {
+    pub(crate) guest: Option<Rc<RefCell<Guest>>>,
+    /// What the guest does when it is to suspend itself; as told if `None`.
+    pub(crate) instead: Option<Life>,
+    /// Answers to being asked.
+    pub(crate) refuse: bool,
+    /// Called on every event.
+    pub(crate) watch: Option<Watch>,
+    pub(crate) device_log: Vec<bool>,
+    pub(crate) suspended: u32,
+    pub(crate) missing: Option<u32>,
+    pub(crate) notes: Vec<String>,
+}
+
+impl crate::save::Toolstack for SimToolstack {
+    fn suspend(&mut self) -> io::Result<bool> {
+        self.suspended += 1;
+        if let Some(guest) = &self.guest {
+            guest.borrow_mut().life = self.instead.unwrap_or(Life::Suspended);
+        }
+        Ok(!self.refuse)
+    }
+    fn device_log(&mut self, on: bool) -> io::Result<bool> {
+        self.device_log.push(on);
+        Ok(true)
+    }
+    fn report(&mut self, event: &crate::save::Event<'_>) {
+        if let Some(watch) = &mut self.watch {
+            watch(event);
+        }
+    }
+}
+
+impl crate::restore::Toolstack for SimToolstack {
+    fn static_data_done(&mut self, missing: u32) -> io::Result<bool> {
+        self.missing = Some(missing);
+        Ok(!self.refuse)
+    }
+    fn report(&mut self, event: &crate::restore::Event<'_>) {
+        if let crate::restore::Event::Note(note) = event {
+            self.notes.push((*note).to_string());
+        }
+    }
+}
