@@ -115,3 +115,77 @@ impl GateKeeper {
 fn place(landing: &Landing, pfn: u32) -> BlockAddress {
     landing.table.last_block(Pfn(u64::from(pfn)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::image::{DiskSpec, ImageDisks};
+    use crate::error::GuestError;
+    use crate::fingerprint::Check;
+    use crate::guest::GuestMemory;
+    use crate::memory::Window;
+    use crate::pipeline::Failure;
+    use crate::runtime::Threads;
+    use crate::units::{PageCount, Version};
+    use std::sync::Mutex;
+
+    /// Memory that is never looked at.
+    struct Pages(u64);
+
+    impl GuestMemory for Pages {
+        fn pages(&self) -> PageCount {
+            PageCount(self.0)
+        }
+        fn pinnable(&self) -> bool {
+            false
+        }
+        fn window(&self, _capacity: usize) -> Result<Window, GuestError> {
+            unreachable!("the gate maps nothing")
+        }
+        fn map(&self, _pfns: &[Pfn], _window: &mut Window) -> Result<(), GuestError> {
+            unreachable!("the gate maps nothing")
+        }
+        fn untouched(&self, _into: &mut Bitmap) -> Result<(), GuestError> {
+            unreachable!("the gate asks nothing")
+        }
+    }
+
+    /// Notes which blocks are held.
+    #[derive(Default)]
+    struct Notes(Mutex<Vec<(u8, Vec<usize>)>>);
+
+    impl WriteGate for Notes {
+        fn hold(&self, disk: DiskId, blocks: &Bitmap) -> Result<(), GuestError> {
+            self.0.lock().unwrap().push((disk.0, blocks.iter().collect()));
+            Ok(())
+        }
+        fn wanted(&self) -> Option<(DiskId, u64)> {
+            None
+        }
+        fn open(&self, _disk: DiskId, _block: u64) {}
+    }
+
+    #[test]
+    fn the_gate_closes_on_every_block_an_outstanding_page_needs() {
+        let dir = tempfile::tempdir().unwrap();
+        let specs = ["a", "b"].map(|name| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, vec![1; 16 * 4096 + 512]).unwrap();
+            DiskSpec { name: name.to_owned(), path, writable: false }
+        });
+        let disks = ImageDisks::open(&specs).unwrap();
+        let landing = Landing::new(Arc::new(Pages(8)), Arc::new(Threads::new()), Arc::<Failure>::default());
+        // Aligned; across two blocks; another disk; the disk's last sectors; and one that has been loaded already.
+        let places = [(0, 8), (0, 8 * 5 + 3), (1, 0), (1, 8 * 15 + 1), (0, 8 * 9)];
+        let mut outstanding = Bitmap::new(8);
+        for (pfn, (disk, sector)) in places.into_iter().enumerate() {
+            let block = BlockAddress { disk: DiskId(disk), sector: Sector(sector) };
+            landing.table.refer(Pfn::at(pfn), Version(1), block, Check::default());
+            outstanding.set(pfn);
+        }
+        outstanding.clear(4);
+        let gate = Notes::default();
+        close(&gate, &*disks, &landing, &outstanding).unwrap();
+        assert_eq!(*gate.0.lock().unwrap(), [(0, vec![1, 5, 6]), (1, vec![0, 15, 16])]);
+    }
+}

@@ -185,6 +185,9 @@ pub(crate) struct SendArgs {
     /// What to do when it still does
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = IfNotConverging::Finish)]
     pub(crate) if_not_converging: IfNotConverging,
+    /// How long to dial the target again when the link is lost behind the commit; then it is for `resolve`
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub(crate) redial_for: Duration,
     /// Compare every page on the target with what it was here at the pause; the guest stands still meanwhile
     #[arg(long)]
     pub(crate) verify: bool,
@@ -229,6 +232,9 @@ pub(crate) struct ReceiveArgs {
     /// How long to wait for a source [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) wait: Option<Duration>,
+    /// How long to wait for a source that was lost once the guest could start here
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub(crate) redial_for: Duration,
     /// Load from disks straight into guest memory where that can be done
     #[arg(long)]
     pub(crate) direct: bool,

@@ -7,6 +7,7 @@
 mod ci;
 mod dependencies;
 mod lexer;
+mod mutants;
 mod rules;
 mod run;
 mod setup;
@@ -43,6 +44,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Plants bugs that break the invariants, one at a time, in a copy of the tree: each must make its test fail.
+    Mutants {
+        /// Only those with this in their names.
+        name: Option<String>,
+    },
     /// Two Xen hosts under emulation: up, run, shell, test, down; arguments go to it as they are.
     #[command(disable_help_flag = true)]
     XenLab {
@@ -55,6 +61,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome: Result<()> = match Cli::parse().command {
         Command::Ci { no_install, only } => ci::run(no_install, &only),
+        Command::Mutants { name } => mutants::run(name.as_deref()),
         Command::Bench { arguments } => {
             run::cargo(["run", "--release", "--quiet", "--package", "bench", "--"])
                 .and_then(|mut command| run::succeed(command.args(arguments)))

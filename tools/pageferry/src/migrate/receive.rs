@@ -35,7 +35,8 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
     let disks = disks(&args.disks)?;
     let teller = args.json_events.then(|| Arc::new(Teller::new()));
     let surroundings = surroundings(console, teller.clone())?;
-    let mut config = Config { direct: args.direct, wait: args.wait, ..Config::default() };
+    let mut config =
+        Config { direct: args.direct, wait: args.wait, redial_for: args.redial_for, ..Config::default() };
     if let Some(depth) = args.depth {
         config.depth = depth;
     }

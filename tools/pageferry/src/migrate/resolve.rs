@@ -20,22 +20,25 @@ use crate::state;
 pub(crate) fn run(args: &ResolveArgs, console: &Console) -> Outcome {
     let records = journal::list(&state::records_dir())?;
     let Some(wanted) = &args.migration else { return list(&records, console) };
-    let mut found = records.iter().filter(|(_, record)| record.migration.starts_with(wanted.as_str()));
-    let (path, record) = found.next().ok_or_else(|| {
-        Failure::usage(format!(
+    let mut found: Vec<_> =
+        records.iter().filter(|(_, record)| record.migration.starts_with(wanted.as_str())).collect();
+    let Some((_, first)) = found.first() else {
+        return Err(Failure::usage(format!(
             "there is no record of migration {wanted} here; it is settled, or was not of this host"
-        ))
-    })?;
-    if found.next().is_some() {
+        )));
+    };
+    if found.iter().any(|(_, record)| record.migration != first.migration) {
         return Err(Failure::usage(format!(
             "more than one migration begins with {wanted}; give more digits"
         )));
     }
-    match (args.here, args.there) {
-        (true, _) => take_back(path, record, console),
-        (_, true) => give_up(path, record, console),
-        _ => tell(record, console),
+    if !args.here && !args.there {
+        return found.into_iter().try_for_each(|(_, record)| tell(record, console));
     }
+    // Both ends may be on this host; the guest that was given up is the source's.
+    found.sort_by_key(|(_, record)| record.role != Role::Source);
+    let (path, record) = found[0];
+    if args.here { take_back(path, record, console) } else { give_up(path, record, console) }
 }
 
 fn list(records: &[(PathBuf, Record)], console: &Console) -> Outcome {

@@ -126,6 +126,7 @@ fn config(args: &SendArgs, workload: String) -> Config {
         lanes: if args.mode == Mode::Stock { 1 } else { args.lanes },
         max_downtime: args.max_downtime,
         max_rounds: args.max_rounds,
+        redial_for: args.redial_for,
         bandwidth: args.bandwidth.map(|rate| rate.0),
         throttle: args.throttle == Throttle::Auto,
         not_converging: match args.if_not_converging {

@@ -1,0 +1,217 @@
+//! `cargo xtask mutants`: are the tests of the invariants worth anything? Each planted bug below breaks one invariant on
+//! purpose, in a copy of the tree; the test that guards it must fail. A bug that is not found is an error, and so is one
+//! that does not apply any more or does not build.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::run;
+
+/// nextest's exit code when tests have failed (its manual, "exit codes").
+const TESTS_FAILED: i32 = 100;
+
+/// A bug to plant.
+struct Mutant {
+    /// Which of docs/ARCHITECTURE.md's invariants it breaks.
+    invariant: u8,
+    /// What it does.
+    name: &'static str,
+    file: &'static str,
+    find: &'static str,
+    replace: &'static str,
+    package: &'static str,
+    /// The test that must fail.
+    test: &'static str,
+}
+
+const SEEDS: &str = "sim::seeds::seeds";
+
+const MUTANTS: &[Mutant] = &[
+    Mutant {
+        invariant: 1,
+        name: "a loaded page is not checked",
+        file: "mover/src/pipeline/load.rs",
+        find: "if self.key.check_bytes(staged) != wanted.check {",
+        replace: "if self.key.check_bytes(staged) != wanted.check && false {",
+        package: "mover",
+        test: SEEDS,
+    },
+    Mutant {
+        invariant: 1,
+        name: "a page whose reference did not hold is not asked for",
+        file: "mover/src/pipeline/load.rs",
+        find: "landing.table.ask.set(pfn.index());\n        landing.runtime.ring(&landing.work);",
+        replace: "landing.runtime.ring(&landing.work);",
+        package: "mover",
+        test: SEEDS,
+    },
+    Mutant {
+        invariant: 2,
+        name: "older data is placed over newer",
+        file: "mover/src/pipeline/table.rs",
+        find: "State::Placed(v) if v >= version => return Claim::Stale,",
+        replace: "",
+        package: "mover",
+        test: SEEDS,
+    },
+    Mutant {
+        invariant: 2,
+        name: "a load under way is not waited for",
+        file: "mover/src/pipeline/table.rs",
+        find: "State::Busy(v) if v < version => return Claim::Busy,",
+        replace: "State::Busy(v) if v < version => {}",
+        package: "mover",
+        test: SEEDS,
+    },
+    Mutant {
+        invariant: 2,
+        name: "what was written since the last harvest is forgotten",
+        file: "mover/src/source/stop.rs",
+        find: "self.harvest()?;\n",
+        replace: "",
+        package: "mover",
+        test: SEEDS,
+    },
+    Mutant {
+        invariant: 3,
+        name: "the commit is sent before the guest is given up",
+        file: "mover/src/source/commit.rs",
+        find: "self.life.release()?;\n        self.hold = Hold::Released;\n        let mut told = self.tell(&Message::Commit);",
+        replace: "let mut told = self.tell(&Message::Commit);\n        self.life.release()?;\n        self.hold = Hold::Released;",
+        package: "mover",
+        test: SEEDS,
+    },
+    Mutant {
+        invariant: 4,
+        name: "the source lets its pages go while some are outstanding",
+        file: "mover/src/source/commit.rs",
+        find: "self.wait_for(|m| m.heard.account.is_some())",
+        replace: "self.wait_for(|_| true)",
+        package: "mover",
+        test: SEEDS,
+    },
+    Mutant {
+        invariant: 4,
+        name: "the gate stays open for blocks that are still to be loaded",
+        file: "mover/src/pipeline/gate.rs",
+        find: "blocks.set_range(usize_of(start / PAGE_BYTES_U64).min(end), end);",
+        replace: "blocks.set_range(end, end);",
+        package: "mover",
+        test: "the_gate_closes_on_every_block_an_outstanding_page_needs",
+    },
+    Mutant {
+        invariant: 4,
+        name: "the guest's write does not wait at the gate",
+        file: "mover/src/process/inside/drive.rs",
+        find: "if blocks.clone().any(|block| self.gate.held(self.id, block)) {",
+        replace: "if false {",
+        package: "mover",
+        test: "a_write_is_logged_before_it_changes_the_disk_and_waits_at_the_gate",
+    },
+    Mutant {
+        invariant: 5,
+        name: "every migration has the same key",
+        file: "mover/src/source/migration.rs",
+        find: "around.runtime.random(&mut key);",
+        replace: "",
+        package: "bench",
+        test: "checks_are_keyed_anew_for_every_migration",
+    },
+    Mutant {
+        invariant: 6,
+        name: "a frame's receipt allocates",
+        file: "mover/src/pipeline/receive.rs",
+        find: "let bytes = header.table_bytes();",
+        replace: "std::hint::black_box(vec![0_u8; 64 + header.count]);\n        let bytes = header.table_bytes();",
+        package: "bench",
+        test: "the_hot_path_does_not_allocate",
+    },
+    Mutant {
+        invariant: 7,
+        name: "a send that the kernel copied counts as zero-copy",
+        file: "mover/src/net/tcp.rs",
+        find: "if done.copied {",
+        replace: "if done.copied && self.link.peer.is_empty() {",
+        package: "mover",
+        test: "zero_copy_that_the_kernel_does_not_grant",
+    },
+];
+
+/// Plants every bug, or those whose names contain `filter`.
+pub(crate) fn run(filter: Option<&str>) -> Result<()> {
+    let chosen: Vec<_> =
+        MUTANTS.iter().filter(|mutant| filter.is_none_or(|word| mutant.name.contains(word))).collect();
+    ensure!(!chosen.is_empty(), "no planted bug has `{}` in its name", filter.unwrap_or_default());
+    let tree = copy_of_the_tree()?;
+    let tests: Vec<_> = chosen.iter().map(|mutant| (mutant.package, mutant.test)).collect();
+    println!("the tests, without any bug:");
+    for (at, (package, test)) in tests.iter().enumerate() {
+        if !tests[..at].contains(&(package, test)) {
+            ensure!(outcome(&tree, package, test)? == Some(0), "{package} {test} fails without any bug");
+        }
+    }
+    let mut survivors = Vec::new();
+    for mutant in chosen {
+        let begun = Instant::now();
+        let found = planted(&tree, mutant)?;
+        let word = if found { "found" } else { "NOT FOUND" };
+        let seconds = begun.elapsed().as_secs_f64();
+        println!(
+            "invariant {}: {word} by {} ({seconds:.0} s): {}",
+            mutant.invariant, mutant.test, mutant.name
+        );
+        if !found {
+            survivors.push(mutant.name);
+        }
+    }
+    ensure!(survivors.is_empty(), "no test minds: {}", survivors.join("; "));
+    Ok(())
+}
+
+/// Whether the mutant's test fails with it.
+fn planted(tree: &Path, mutant: &Mutant) -> Result<bool> {
+    let path = tree.join(mutant.file);
+    let whole = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let places = whole.matches(mutant.find).count();
+    ensure!(places == 1, "`{}` is {places} times in {}, not once: {}", mutant.find, mutant.file, mutant.name);
+    fs::write(&path, whole.replace(mutant.find, mutant.replace))?;
+    let code = outcome(tree, mutant.package, mutant.test);
+    fs::write(&path, whole)?;
+    match code? {
+        Some(0) => Ok(false),
+        Some(TESTS_FAILED) => Ok(true),
+        code => bail!("with the bug \"{}\" the tests do not even run (exit code {code:?})", mutant.name),
+    }
+}
+
+/// nextest's exit code.
+fn outcome(tree: &Path, package: &str, test: &str) -> Result<Option<i32>> {
+    let mut command =
+        run::cargo(["nextest", "run", "--cargo-quiet", "--no-fail-fast", "--package", package, test])?;
+    command.current_dir(tree).env("CARGO_TARGET_DIR", tree.with_file_name("build"));
+    // What a bug makes a test say is of no interest; that the build fails is, and the exit code tells it.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    Ok(command.status().context("cannot start cargo nextest; `cargo xtask ci` installs it")?.code())
+}
+
+/// The tree's files as git lists them, changes included, in `target/mutants/tree`. Those that are the same already are
+/// not written again, so that cargo need not build them again.
+fn copy_of_the_tree() -> Result<PathBuf> {
+    let root = run::root()?;
+    let tree = root.join("target/mutants/tree");
+    let listed =
+        run::output(run::command("git")?.args(["ls-files", "--cached", "--others", "--exclude-standard"]))?;
+    for name in listed.lines() {
+        let Ok(bytes) = fs::read(root.join(name)) else { continue };
+        let copy = tree.join(name);
+        if fs::read(&copy).ok().as_ref() != Some(&bytes) {
+            fs::create_dir_all(copy.parent().context("a file in a directory")?)?;
+            fs::write(&copy, bytes)?;
+        }
+    }
+    Ok(tree)
+}
