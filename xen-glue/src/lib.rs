@@ -4,8 +4,10 @@
 pub mod abi;
 mod channel;
 pub mod domain;
+pub mod helper;
 pub mod restore;
 pub mod save;
+pub mod settings;
 #[cfg(test)]
 mod simulated;
 pub mod stream;

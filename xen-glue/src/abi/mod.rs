@@ -17,6 +17,7 @@ pub mod domctl;
 mod evtchn;
 mod layout;
 pub mod memory;
+pub mod process;
 pub mod pv;
 #[cfg(test)]
 mod tests;

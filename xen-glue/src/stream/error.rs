@@ -13,6 +13,7 @@ pub struct StreamError {
     /// Bytes from the start of the file, or of what this process has seen of the stream, to the field at fault.
     pub offset: u64,
     /// What is wrong.
+    #[source]
     pub fault: Fault,
 }
 

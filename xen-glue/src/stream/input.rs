@@ -87,12 +87,23 @@ impl<R: Read> Input<R> {
     /// `length` bytes, held in memory that grows as they arrive.
     pub(crate) fn body(&mut self, length: usize, what: &'static str) -> Result<Vec<u8>, StreamError> {
         let mut out = Vec::new();
+        self.body_into(&mut out, length, what).map(|()| out)
+    }
+
+    /// As [`Self::body`], into a buffer that is used again.
+    pub(crate) fn body_into(
+        &mut self,
+        out: &mut Vec<u8>,
+        length: usize,
+        what: &'static str,
+    ) -> Result<(), StreamError> {
+        out.clear();
         while out.len() < length {
             let from = out.len();
             out.resize(length.min(from + GROWTH_BYTES.max(from)), 0);
             self.exact(&mut out[from..], what)?;
         }
-        Ok(out)
+        Ok(())
     }
 
     /// Takes `length` bytes and drops them.

@@ -82,6 +82,7 @@ pub struct Reader<R> {
     /// A record's header that waits behind a STATIC_DATA_END that was made up.
     held: Option<Header>,
     entries: Vec<PageEntry>,
+    raw_entries: Vec<u8>,
     scratch: Vec<u64>,
     /// Bytes of page contents not yet taken.
     contents_left: u64,
@@ -123,6 +124,7 @@ impl<R: Read> Reader<R> {
             judge,
             held: None,
             entries: Vec::new(),
+            raw_entries: Vec::new(),
             scratch: Vec::new(),
             contents_left: 0,
             at: 0,
@@ -354,10 +356,11 @@ impl<R: Read> Reader<R> {
 
     /// Reads `count` entries; false if some were at fault and faults are only collected.
     fn entries(&mut self, count: u32, start: u64) -> Result<bool, StreamError> {
-        let body = self.input.body(usize_of(8 * u64::from(count)), "PAGE_DATA's entries")?;
+        let bytes = usize_of(8 * u64::from(count));
+        self.input.body_into(&mut self.raw_entries, bytes, "PAGE_DATA's entries")?;
         self.entries.clear();
         let mut listed = true;
-        for (index, raw) in body.chunks_exact(8).enumerate() {
+        for (index, raw) in self.raw_entries.chunks_exact(8).enumerate() {
             let decoded = PageEntry::decode(u64_at(raw, 0), index).and_then(|entry| {
                 let table = matches!(entry.page_type(), page::PageType::Table { .. });
                 if table && self.domain.guest == GuestType::Hvm {

@@ -1,0 +1,270 @@
+//! The engine the program has: Xen, under the settings of this host, told to libxl in the stock helper's words.
+#![forbid(unsafe_code)]
+
+use std::error::Error;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use mover::policy::Wish;
+use mover::units::{PAGE_BYTES_U64, f64_of};
+use rustix::io::Errno;
+
+use super::arguments::{Invocation, Job};
+use super::engine::{Engine, Failure, Outcome};
+use super::errno_of;
+use super::messages::Level;
+use super::session::Session;
+use crate::abi::{DomainId, ShadowOp, Xen};
+use crate::restore::{self, RestoreError, Wiring};
+use crate::save::{self, Options, Policy, SaveError};
+use crate::settings::{OnNoConvergence, PolicyName, Settings};
+
+/// Between two lines about rate and time left.
+const LINE_EVERY: Duration = Duration::from_secs(2);
+const MIB: f64 = 1_048_576.0;
+
+/// Saves and restores domains of the Xen this runs on.
+#[derive(Clone, Copy, Debug)]
+pub struct Hypervisor;
+
+impl Engine for Hypervisor {
+    fn run(
+        &self,
+        invocation: &Invocation,
+        io: BorrowedFd<'_>,
+        session: &mut Session,
+        stop: &AtomicBool,
+    ) -> Result<Outcome, Failure> {
+        match invocation.job {
+            Job::Save { live, debug } => save_domain(invocation.domain, live, debug, io, session, stop),
+            Job::Restore { store_port, store_domain, console_port, console_domain } => {
+                let wiring = Wiring { store_port, store_domain, console_port, console_domain };
+                restore_domain(invocation.domain, &wiring, io, session, stop)
+            }
+        }
+    }
+
+    fn put_back(&self, domain: DomainId) -> Result<(), Failure> {
+        let off = Xen::open().and_then(|mut xen| xen.log_dirty(domain, ShadowOp::Off, None).map(drop));
+        off.map_err(|error| Failure {
+            errno: error.raw_os_error().unwrap_or(errno_of(Errno::IO)),
+            message: format!(
+                "cannot end the log of written pages of {domain}: {error}. It goes on, slower than before; migrating \
+                 it again ends the log"
+            ),
+        })
+    }
+}
+
+fn save_domain(
+    domain: DomainId,
+    live: bool,
+    debug: bool,
+    io: BorrowedFd<'_>,
+    session: &mut Session,
+    stop: &AtomicBool,
+) -> Result<Outcome, Failure> {
+    let settings = Settings::load()
+        .map_err(|error| Failure { errno: errno_of(Errno::INVAL), message: error.to_string() })?;
+    let options = Options { live, verify: debug, policy: policy(&settings) };
+    session.log(Level::Info, &format!("Saving {domain}"));
+    let mut teller = Teller::new(session, live);
+    let summary = save::domain(domain, io, &options, &mut teller, stop).map_err(|error| Failure {
+        errno: if matches!(error, SaveError::Cancelled) { errno_of(Errno::CANCELED) } else { number(&error) },
+        message: error.to_string(),
+    })?;
+    let seconds = summary.total.as_secs_f64().max(1e-6);
+    session.log(
+        Level::Info,
+        &format!(
+            "Saved {domain}: {} pages in {} rounds and {:.1} s, {:.1} MiB/s; stopped for {} ms",
+            summary.pages,
+            summary.rounds,
+            seconds,
+            f64_of(summary.bytes) / MIB / seconds,
+            summary.stopped.as_millis()
+        ),
+    );
+    session.progress("Complete", 0, 0);
+    Ok(Outcome::default())
+}
+
+fn policy(settings: &Settings) -> Policy {
+    match settings.policy {
+        PolicyName::Stock => Policy::Stock,
+        PolicyName::Pageferry => Policy::Predict(Wish {
+            max_downtime: settings.max_downtime,
+            max_rounds: settings.max_rounds,
+            throttle: settings.on_no_convergence == OnNoConvergence::Throttle,
+            finish: settings.on_no_convergence != OnNoConvergence::Abort,
+        }),
+    }
+}
+
+fn restore_domain(
+    domain: DomainId,
+    wiring: &Wiring,
+    io: BorrowedFd<'_>,
+    session: &mut Session,
+    stop: &AtomicBool,
+) -> Result<Outcome, Failure> {
+    session.log(Level::Info, "Restoring domain");
+    let mut teller = Teller::new(session, false);
+    let restored = restore::domain(domain, io, wiring, &mut teller, stop).map_err(|error| Failure {
+        errno: if matches!(error, RestoreError::Cancelled) {
+            errno_of(Errno::CANCELED)
+        } else {
+            number(&error)
+        },
+        message: error.to_string(),
+    })?;
+    let (store, console) = (restored.frames.store, restored.frames.console);
+    session.log(Level::Info, "Restore successful");
+    let lines = [
+        ("XenStore", store, wiring.store_domain, wiring.store_port),
+        ("Console", console, wiring.console_domain, wiring.console_port),
+    ];
+    for (name, frame, served_by, port) in lines {
+        session.log(Level::Info, &format!("{name}: mfn {frame:#x}, dom {}, evt {port}", served_by.0));
+    }
+    if restored.different > 0 {
+        let text = format!("verify: {} pages are not what the source has", restored.different);
+        session.log(Level::Error, &text);
+    }
+    Ok(Outcome { store, console })
+}
+
+/// The number of the system's error at the root of `error`.
+fn number(error: &(dyn Error + 'static)) -> i32 {
+    let mut cause = Some(error);
+    while let Some(found) = cause {
+        if let Some(number) = found.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return number;
+        }
+        cause = found.source();
+    }
+    errno_of(Errno::IO)
+}
+
+/// Asks libxl, and tells it how it goes: progress in the stock helper's words, and what ours knows besides as lines
+/// of detail.
+struct Teller<'a> {
+    session: &'a mut Session,
+    live: bool,
+    verifying: bool,
+    suspended: bool,
+    percent: Option<u64>,
+    round: u32,
+    round_began: Instant,
+    line_said: Instant,
+}
+
+impl<'a> Teller<'a> {
+    fn new(session: &'a mut Session, live: bool) -> Self {
+        let now = Instant::now();
+        Self {
+            session,
+            live,
+            verifying: false,
+            suspended: false,
+            percent: None,
+            round: 0,
+            round_began: now,
+            line_said: now,
+        }
+    }
+
+    /// Frames, as often as the percentage changes: libxl shows no more.
+    fn frames(&mut self, round: u32, sent: u64, total: u64) {
+        if round != self.round || self.percent.is_none() {
+            (self.round, self.round_began, self.percent) = (round, Instant::now(), None);
+        }
+        let what = match (self.verifying, self.live) {
+            (true, _) => "Frames verify".to_owned(),
+            (false, true) => format!("Frames iteration {}", round.saturating_sub(1)),
+            (false, false) => "Frames".to_owned(),
+        };
+        let percent = 100 * sent / total.max(1);
+        if self.percent.is_none() {
+            self.session.progress(&what, 0, total);
+        }
+        if self.percent != Some(percent) {
+            self.percent = Some(percent);
+            self.session.progress(&what, sent, total);
+        }
+        if self.line_said.elapsed() >= LINE_EVERY && sent < total {
+            self.line_said = Instant::now();
+            let rate = f64_of(sent) / self.round_began.elapsed().as_secs_f64().max(1e-6);
+            let left = f64_of(total - sent) / rate.max(1e-6);
+            let speed = rate * f64_of(PAGE_BYTES_U64) / MIB;
+            let text =
+                format!("round {round}: {sent} of {total} pages, {speed:.1} MiB/s, {left:.0} s to its end");
+            self.session.log(Level::Detail, &text);
+        }
+    }
+}
+
+impl save::Toolstack for Teller<'_> {
+    fn suspend(&mut self) -> io::Result<bool> {
+        let suspended = self.session.suspend()?;
+        if suspended {
+            self.suspended = true;
+            self.session.progress("Domain now suspended", 0, 0);
+        }
+        Ok(suspended)
+    }
+
+    fn device_log(&mut self, on: bool) -> io::Result<bool> {
+        self.session.switch_qemu_logdirty(on)
+    }
+
+    fn report(&mut self, event: &save::Event<'_>) {
+        match *event {
+            save::Event::Phase(phase) => {
+                match phase {
+                    save::Phase::Prepare | save::Phase::End => {
+                        self.session.progress(&phase.to_string(), 0, 0)
+                    }
+                    _ => self.session.log(Level::Debug, &phase.to_string()),
+                }
+                if phase == save::Phase::Verify {
+                    (self.verifying, self.percent) = (true, None);
+                }
+            }
+            save::Event::Frames { round, sent, total } => self.frames(round, sent, total),
+            save::Event::Round { round, dirty, rate, downtime } => {
+                self.line_said = Instant::now();
+                let text = format!(
+                    "round {round}: {:.1} MiB/s; {dirty} pages written meanwhile, downtime now {} ms",
+                    rate / MIB,
+                    downtime.as_millis()
+                );
+                self.session.log(Level::Detail, &text);
+            }
+            save::Event::Note(text) => self.session.log(Level::Warning, text),
+        }
+    }
+}
+
+impl restore::Toolstack for Teller<'_> {
+    fn static_data_done(&mut self, missing: u32) -> io::Result<bool> {
+        self.session.static_data_done(missing)
+    }
+
+    fn report(&mut self, event: &restore::Event<'_>) {
+        match *event {
+            restore::Event::Phase(phase) => self.session.log(Level::Debug, &phase.to_string()),
+            restore::Event::Pages(pages) => {
+                if self.line_said.elapsed() >= LINE_EVERY {
+                    self.line_said = Instant::now();
+                    let rate = f64_of(pages) / self.round_began.elapsed().as_secs_f64().max(1e-6);
+                    let speed = rate * f64_of(PAGE_BYTES_U64) / MIB;
+                    self.session.log(Level::Detail, &format!("{pages} pages restored, {speed:.1} MiB/s"));
+                }
+            }
+            restore::Event::Note(text) => self.session.log(Level::Warning, text),
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! What an operator can set for saves under a toolstack, which has no words for it: `/etc/pageferry.toml`, and
+//! variables that go before it.
+//!
+//! ```text
+//!   policy            PAGEFERRY_POLICY             "pageferry", or "stock": five rounds, or under 50 pages
+//!   max_downtime      PAGEFERRY_MAX_DOWNTIME       "100ms"
+//!   max_rounds        PAGEFERRY_MAX_ROUNDS         5
+//!   on_no_convergence PAGEFERRY_ON_NO_CONVERGENCE  "finish": stop the guest and copy the rest, however long that takes;
+//!                                                  "abort": give up; "throttle": slow the guest down, then finish
+//! ```
+//!
+//! `PAGEFERRY_CONFIG` names another file. A setting that can't be read is an error, not a default: who has set a limit
+//! relies on it.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+use thiserror::Error;
+
+/// Where the file is.
+pub const FILE: &str = "/etc/pageferry.toml";
+/// Most rounds that can be asked for.
+const ROUNDS_MAX: u32 = 1000;
+/// Longest downtime that can be asked for.
+const DOWNTIME_MAX: Duration = Duration::from_secs(3600);
+
+/// When a guest that is saved while it runs is stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyName {
+    /// As libxenguest does.
+    Stock,
+    /// When the predicted downtime is short enough.
+    #[default]
+    Pageferry,
+}
+
+/// What to do with a guest that writes faster than the link carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNoConvergence {
+    /// Stop it and copy the rest.
+    #[default]
+    Finish,
+    /// Leave it where it is.
+    Abort,
+    /// Slow it down first.
+    Throttle,
+}
+
+/// The settings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// When to stop the guest.
+    pub policy: PolicyName,
+    /// Downtime aimed for.
+    pub max_downtime: Duration,
+    /// Most rounds while the guest runs.
+    pub max_rounds: u32,
+    /// What to do where that can't be had.
+    pub on_no_convergence: OnNoConvergence,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            policy: PolicyName::default(),
+            max_downtime: Duration::from_millis(100),
+            // As many as stock, so that a guest that does not converge is not slower to move.
+            max_rounds: 5,
+            on_no_convergence: OnNoConvergence::default(),
+        }
+    }
+}
+
+/// Why the settings could not be read.
+#[derive(Debug, Error)]
+pub enum SettingsError {
+    /// The file can't be read.
+    #[error("cannot read {path}: {source}. Make it readable, or remove it for the defaults")]
+    Read {
+        /// The file.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The file does not say what it may.
+    #[error("{path} is wrong: {what}")]
+    File {
+        /// The file.
+        path: String,
+        /// Where and why.
+        what: String,
+    },
+    /// A variable does not.
+    #[error("{name} is wrong: {what}")]
+    Variable {
+        /// The variable.
+        name: &'static str,
+        /// Why.
+        what: String,
+    },
+}
+
+/// The file as it stands; what it does not say is left as it is.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    policy: Option<PolicyName>,
+    #[serde(default, deserialize_with = "duration_field")]
+    max_downtime: Option<Duration>,
+    max_rounds: Option<u32>,
+    on_no_convergence: Option<OnNoConvergence>,
+}
+
+fn duration_field<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(from)?;
+    duration(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// "50ms", "2s".
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) =
+        text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()));
+    let number: f64 =
+        number.parse().map_err(|_| format!("`{text}` is no time; write it as \"100ms\" or \"2s\""))?;
+    let seconds = match unit.trim() {
+        "ms" => number / 1e3,
+        "s" => number,
+        _ => return Err(format!("`{text}` needs a unit, ms or s")),
+    };
+    let found = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    if found > DOWNTIME_MAX {
+        return Err(format!("`{text}` is out of range; at most an hour will do"));
+    }
+    Ok(found)
+}
+
+fn rounds(number: u32) -> Result<u32, String> {
+    if (1..=ROUNDS_MAX).contains(&number) {
+        return Ok(number);
+    }
+    Err(format!("{number} rounds are out of range; 1 to {ROUNDS_MAX} will do"))
+}
+
+fn policy(text: &str) -> Result<PolicyName, String> {
+    match text {
+        "stock" => Ok(PolicyName::Stock),
+        "pageferry" => Ok(PolicyName::Pageferry),
+        _ => Err(format!("there is no policy `{text}`; there are stock and pageferry")),
+    }
+}
+
+fn on_no_convergence(text: &str) -> Result<OnNoConvergence, String> {
+    match text {
+        "finish" => Ok(OnNoConvergence::Finish),
+        "abort" => Ok(OnNoConvergence::Abort),
+        "throttle" => Ok(OnNoConvergence::Throttle),
+        _ => Err(format!("`{text}` is none of finish, abort and throttle")),
+    }
+}
+
+impl Settings {
+    /// From this process's environment and its file.
+    ///
+    /// # Errors
+    /// The file, if there is one, can't be read, or one of both says what can't be.
+    pub fn load() -> Result<Self, SettingsError> {
+        Self::from(std::env::var_os)
+    }
+
+    fn from(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<Self, SettingsError> {
+        let mut settings = Self::default();
+        let chosen = variable("PAGEFERRY_CONFIG").map(PathBuf::from);
+        let path = chosen.as_deref().unwrap_or(Path::new(FILE));
+        match std::fs::read_to_string(path) {
+            Ok(text) => settings.take_file(path, &text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && chosen.is_none() => {}
+            Err(source) => return Err(SettingsError::Read { path: path.display().to_string(), source }),
+        }
+        take(&variable, "PAGEFERRY_POLICY", &mut settings.policy, policy)?;
+        take(&variable, "PAGEFERRY_MAX_DOWNTIME", &mut settings.max_downtime, duration)?;
+        take(&variable, "PAGEFERRY_MAX_ROUNDS", &mut settings.max_rounds, |text| {
+            rounds(text.parse().map_err(|_| format!("`{text}` is no number of rounds"))?)
+        })?;
+        take(&variable, "PAGEFERRY_ON_NO_CONVERGENCE", &mut settings.on_no_convergence, on_no_convergence)?;
+        Ok(settings)
+    }
+
+    fn take_file(&mut self, path: &Path, text: &str) -> Result<(), SettingsError> {
+        let wrong = |what: &dyn fmt::Display| SettingsError::File {
+            path: path.display().to_string(),
+            what: what.to_string().trim_end().to_owned(),
+        };
+        let file: File = toml::from_str(text).map_err(|error| wrong(&error))?;
+        self.policy = file.policy.unwrap_or(self.policy);
+        self.max_downtime = file.max_downtime.unwrap_or(self.max_downtime);
+        if let Some(number) = file.max_rounds {
+            self.max_rounds = rounds(number).map_err(|error| wrong(&error))?;
+        }
+        self.on_no_convergence = file.on_no_convergence.unwrap_or(self.on_no_convergence);
+        Ok(())
+    }
+}
+
+/// Takes a variable's value, if it is set.
+fn take<T>(
+    variable: impl Fn(&'static str) -> Option<OsString>,
+    name: &'static str,
+    into: &mut T,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<(), SettingsError> {
+    if let Some(value) = variable(name) {
+        let text = value.to_string_lossy();
+        *into = parse(&text).map_err(|what| SettingsError::Variable { name, what })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, variables: &[(&str, &str)]) -> Result<Settings, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pageferry.toml");
+        std::fs::write(&path, file).unwrap();
+        let found =
+            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+        let variable = |name: &'static str| match name {
+            "PAGEFERRY_CONFIG" => Some(path.clone().into_os_string()),
+            _ => found(name),
+        };
+        Settings::from(variable).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_file_goes_before_defaults_and_variables_before_the_file() {
+        assert_eq!(load("", &[]), Ok(Settings::default()));
+        let file =
+            "policy = \"stock\"\nmax_downtime = \"1.5s\"\nmax_rounds = 9\non_no_convergence = \"abort\"\n";
+        let read = Settings {
+            policy: PolicyName::Stock,
+            max_downtime: Duration::from_millis(1500),
+            max_rounds: 9,
+            on_no_convergence: OnNoConvergence::Abort,
+        };
+        assert_eq!(load(file, &[]), Ok(read));
+        let variables = [
+            ("PAGEFERRY_POLICY", "pageferry"),
+            ("PAGEFERRY_MAX_DOWNTIME", "20ms"),
+            ("PAGEFERRY_MAX_ROUNDS", "30"),
+            ("PAGEFERRY_ON_NO_CONVERGENCE", "throttle"),
+        ];
+        let set = Settings {
+            policy: PolicyName::Pageferry,
+            max_downtime: Duration::from_millis(20),
+            max_rounds: 30,
+            on_no_convergence: OnNoConvergence::Throttle,
+        };
+        assert_eq!(load(file, &variables), Ok(set));
+    }
+
+    #[test]
+    fn wrong_settings_are_named() {
+        for (file, words) in [
+            ("polcy = \"stock\"", "polcy"),
+            ("policy = \"fast\"", "fast"),
+            ("max_downtime = \"100\"", "needs a unit"),
+            ("max_downtime = \"2h\"", "needs a unit"),
+            ("max_downtime = \"99999s\"", "out of range"),
+            ("max_rounds = 0", "out of range"),
+            ("max_rounds = -1", "max_rounds"),
+        ] {
+            let error = load(file, &[]).unwrap_err();
+            assert!(error.contains(words) && error.contains("pageferry.toml"), "{file}: {error}");
+        }
+        for (name, value) in [
+            ("PAGEFERRY_POLICY", "Stock"),
+            ("PAGEFERRY_MAX_DOWNTIME", "soon"),
+            ("PAGEFERRY_MAX_ROUNDS", "many"),
+            ("PAGEFERRY_ON_NO_CONVERGENCE", ""),
+        ] {
+            let error = load("", &[(name, value)]).unwrap_err();
+            assert!(error.contains(name), "{error}");
+        }
+        let missing = |name: &'static str| (name == "PAGEFERRY_CONFIG").then(|| "/nowhere/x.toml".into());
+        let error = Settings::from(missing).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/x.toml"), "{error}");
+    }
+}
