@@ -90,6 +90,11 @@ pub(crate) enum Command {
         #[arg(long = "from", value_name = "DIR")]
         from: Vec<PathBuf>,
     },
+    /// Put pageferry in the place of Xen's save helper on this host, and take it out again
+    Xen {
+        #[command(subcommand)]
+        command: XenCommand,
+    },
     /// Look at a stream Xen saved or migrated a guest with: a file of `xl save`, or libxl's or libxc's part of one
     Stream {
         #[command(subcommand)]
@@ -366,6 +371,28 @@ pub(crate) enum IndexCommand {
     Stat {
         /// The image or block device
         image: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum XenCommand {
+    /// Have xl, libvirt and whatever else sits on libxl save and move guests with pageferry
+    ///
+    /// Xen's own helper is diverted (`dpkg-divert`), so that updates of Xen's packages do not undo this. Running it again
+    /// brings the installed helper up to date.
+    Install {
+        /// The helper to install [default: the one beside this program]
+        #[arg(long, value_name = "FILE")]
+        helper: Option<PathBuf>,
+        /// The host's root directory
+        #[arg(long, value_name = "DIR", default_value = "/")]
+        root: PathBuf,
+    },
+    /// Go back to Xen's own helper
+    Uninstall {
+        /// The host's root directory
+        #[arg(long, value_name = "DIR", default_value = "/")]
+        root: PathBuf,
     },
 }
 

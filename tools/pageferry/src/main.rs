@@ -23,6 +23,7 @@ mod stream;
 mod told;
 mod units;
 mod words;
+mod xen;
 
 use std::process::ExitCode;
 
@@ -60,6 +61,7 @@ fn dispatch(command: Command, console: &Console) -> Outcome {
         Command::Resolve(args) => migrate::resolve::run(&args, console),
         Command::Guest { command } => guest::run(command, console),
         Command::Index { command } => index::run(&command, console),
+        Command::Xen { command } => xen::run(&command, console),
         Command::Stream { command } => stream::run(&command, console),
         Command::Image { path, size, content, from } => {
             image::run(&path, size.0, content.map(|size| size.0), &from, console)
