@@ -9,6 +9,7 @@ pub(crate) struct Host {
     directory: tempfile::TempDir,
 }
 
+#[allow(dead_code, reason = "each test program has use for a part of it")]
 impl Host {
     pub(crate) fn new() -> Option<Self> {
         let host = Self { directory: tempfile::tempdir_in("/var/tmp").expect("a temporary directory") };
