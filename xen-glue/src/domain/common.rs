@@ -171,9 +171,10 @@ impl Domain {
         let fail = || DomainError::call("log the written pages", id, remedy);
         let bytes = usize_of(pages.div_ceil(64)) * size_of::<u64>();
         self.log = Some(self.xen.buffer(bytes).map_err(fail())?);
-        // Something else may have it on, for the display; that is over then.
         if self.xen.log_dirty(id, ShadowOp::Enable, None).is_err() {
-            self.xen.log_dirty(id, ShadowOp::Off, None).map_err(fail())?;
+            // Something else may have had it on, for the display; that is over then. What the second attempt says
+            // is what counts.
+            let _ = self.xen.log_dirty(id, ShadowOp::Off, None);
             self.xen.log_dirty(id, ShadowOp::Enable, None).map_err(fail())?;
         }
         Ok(())

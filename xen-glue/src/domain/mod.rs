@@ -1,7 +1,7 @@
 //! A domain as its toolstack sees it: what a save reads of it and a restore makes of it.
 //!
 //! [`Source`] and [`Target`] are what the phases of [`crate::save`] and [`crate::restore`] know; [`HvmSource`] and
-//! [`HvmTarget`] are HVM and PVH guests. Each owns its handle to the hypervisor, and everything it maps goes
+//! [`HvmTarget`] are HVM and PVH guests, [`PvSource`] and [`PvTarget`] PV ones. Each owns its handle to the hypervisor, and everything it maps goes
 //! when it is dropped.
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ mod grants;
 mod hvm;
 mod pages;
 mod populate;
+mod pv;
 mod state;
 mod traits;
 
@@ -18,5 +19,6 @@ pub use common::Domain;
 pub use error::DomainError;
 pub use hvm::{HvmSource, HvmTarget};
 pub use pages::BATCH_PAGES;
+pub use pv::{PvSource, PvTarget};
 pub use state::{FinalState, Frames, KindState, StaticState, Wiring};
 pub use traits::{Batch, Life, LogRead, Source, Target};

@@ -21,7 +21,7 @@ pub use error::RestoreError;
 
 use crate::abi::DomainId;
 pub use crate::domain::Wiring;
-use crate::domain::{Domain, Frames, HvmTarget, Target};
+use crate::domain::{Domain, Frames, HvmTarget, PvTarget, Target};
 
 /// The toolstack that wants the domain restored.
 pub trait Toolstack {
@@ -93,7 +93,11 @@ pub fn domain(
     stop: &AtomicBool,
 ) -> Result<Restored, RestoreError> {
     let domain = Domain::open(id)?;
-    run(HvmTarget::new(domain)?, from, wiring, toolstack, stop)
+    if domain.is_hvm() {
+        run(HvmTarget::new(domain)?, from, wiring, toolstack, stop)
+    } else {
+        run(PvTarget::new(domain)?, from, wiring, toolstack, stop)
+    }
 }
 
 /// Restores into `target`, as [`domain`] does into a domain.

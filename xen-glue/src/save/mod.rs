@@ -23,7 +23,7 @@ pub use error::SaveError;
 pub use options::{Event, Options, Phase, Policy, Summary, Toolstack};
 
 use crate::abi::DomainId;
-use crate::domain::{Domain, HvmSource, Source};
+use crate::domain::{Domain, HvmSource, PvSource, Source};
 
 /// Saves domain `id` into the stream `to`, until it is done or `stop` is set. A call that waits on the stream sees
 /// `stop` when a signal interrupts it.
@@ -38,7 +38,11 @@ pub fn domain(
     stop: &AtomicBool,
 ) -> Result<Summary, SaveError> {
     let domain = Domain::open(id)?;
-    run(HvmSource::new(domain)?, to, options, toolstack, stop)
+    if domain.is_hvm() {
+        run(HvmSource::new(domain)?, to, options, toolstack, stop)
+    } else {
+        run(PvSource::new(domain)?, to, options, toolstack, stop)
+    }
 }
 
 /// Saves `source`, as [`domain`] does a domain.

@@ -151,8 +151,9 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
             self.device_logging = true;
             asked("log what the device model writes", self.toolstack.device_log(true))?;
         }
+        self.source.log_on()?;
         self.logging = true;
-        Ok(self.source.log_on()?)
+        Ok(())
     }
 
     fn suspend(&mut self) -> Result<(), SaveError> {
