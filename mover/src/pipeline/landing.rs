@@ -11,7 +11,7 @@
 //! Whoever writes claims the page first and reads the mode after; [`Landing::hold_back`] sets the mode first and reads
 //! the table after. So either the writer sees the switch, or the switch sees the writer's claim and waits.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -112,6 +112,9 @@ pub struct Landing {
     pub settled: Bell,
     /// Rung when there are references to load, pages to ask for, or the end has come.
     pub work: Bell,
+    /// Set while the guest changes hands and nobody waits for what is outstanding: what is read meanwhile keeps the
+    /// record of the handover waiting at the same disk, and the guest with it.
+    pub hushed: AtomicBool,
     mode: AtomicU8,
     hold: OnceLock<Arc<dyn HoldBack>>,
 }
@@ -128,6 +131,7 @@ impl Landing {
             counts: Counts::default(),
             settled: Bell::default(),
             work: Bell::default(),
+            hushed: AtomicBool::new(false),
             mode: AtomicU8::new(EARLY),
             hold: OnceLock::new(),
         }

@@ -28,6 +28,8 @@ use crate::units::{PAGE_BYTES, PAGE_BYTES_U64, Pfn, Sector, u64_of, usize_of};
 pub const SWEEP_PAGES: usize = 32 * 1024;
 /// Gaps up to this are read through: at 64 KiB a read costs about as much as another operation.
 pub const GAP_BYTES_MAX: u64 = 64 * 1024;
+/// Reads under way while the guest changes hands.
+const HUSHED_DEPTH: usize = 1;
 /// How long an idle loader sleeps before it looks whether the migration has ended.
 const GLANCE: Duration = Duration::from_millis(50);
 
@@ -149,7 +151,8 @@ impl Loader {
 
     /// Starts reads until as many are under way as may be, or nothing is wanted.
     fn fill_up(&mut self, heard: u32) -> Result<(), Error> {
-        while self.under_way < self.depth && !self.spare.is_empty() && self.has_next(heard) {
+        let depth = if self.landing.hushed.load(SeqCst) { self.depth.min(HUSHED_DEPTH) } else { self.depth };
+        while self.under_way < depth && !self.spare.is_empty() && self.has_next(heard) {
             let flight = self.spare.pop().expect("looked just now");
             self.launch(flight)?;
             self.under_way += 1;

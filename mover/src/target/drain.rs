@@ -22,6 +22,8 @@ impl Reception {
         // If it can't be started it has not run, and the way out records and tells that it never will.
         self.life.start()?;
         self.stage = Stage::Started;
+        self.landing.hushed.store(false, SeqCst);
+        self.around.runtime.ring(&self.landing.work);
         self.tell_if_there(&Message::Started)
     }
 

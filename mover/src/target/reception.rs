@@ -272,6 +272,7 @@ impl Reception {
                 Message::Ping | Message::Round(..) => {}
                 Message::Final(round, bytes) => {
                     self.heard.last_round = Some(round);
+                    self.landing.hushed.store(self.shape.lazy && self.lazy.is_ok(), SeqCst);
                     self.heard.state_bytes = crate::units::usize_of(bytes.into());
                 }
                 Message::State(chunk) => {
