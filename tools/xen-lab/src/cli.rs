@@ -3,7 +3,7 @@
 #![expect(clippy::print_stdout, reason = "what a command-line program prints is its result")]
 
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -49,7 +49,7 @@ enum Command {
         #[arg(value_parser = clap::value_parser!(u8).range(1..=2))]
         host: u8,
     },
-    /// Runs commands in a host's dom0; output and exit code are theirs, and so is the input unless it is a terminal.
+    /// Runs commands in a host's dom0; output and exit code are theirs.
     Run {
         /// 1 or 2.
         #[arg(value_parser = clap::value_parser!(u8).range(1..=2))]
@@ -59,6 +59,9 @@ enum Command {
         /// Most seconds it may take.
         #[arg(long, value_name = "SECONDS", default_value_t = 600)]
         limit: u32,
+        /// Gives them our standard input, all of it.
+        #[arg(long)]
+        input: bool,
     },
     /// Puts files into a running lab's /opt/pageferry, on both hosts: a new build is tried within seconds.
     Push {
@@ -126,8 +129,8 @@ impl Cli {
                 let code = shell::run(Lab::attach(&cache, &self.name)?.host(host.into()))?;
                 return Ok(exit_code(code));
             }
-            Command::Run { host, commands, limit } => {
-                return run(&Lab::attach(&cache, &self.name)?, host, &commands, limit);
+            Command::Run { host, commands, limit, input } => {
+                return run(&Lab::attach(&cache, &self.name)?, host, &commands, limit, input);
             }
             Command::Push { files } => push(&Lab::attach(&cache, &self.name)?, &files)?,
             Command::Test { names, list, tier, binaries } => {
@@ -153,9 +156,9 @@ fn exit_code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-fn run(lab: &Lab, host: u8, commands: &str, limit: u32) -> Result<ExitCode> {
+fn run(lab: &Lab, host: u8, commands: &str, limit: u32, with_input: bool) -> Result<ExitCode> {
     let mut input = Vec::new();
-    if !io::stdin().is_terminal() {
+    if with_input {
         io::stdin().read_to_end(&mut input)?;
     }
     let mut sink = |is_error: bool, bytes: &[u8]| {

@@ -51,6 +51,8 @@ pub struct Guest {
     pub memory_mib: u32,
     /// Its processors.
     pub vcpus: u32,
+    /// The shared disk's path in dom0.
+    pub disk: String,
     /// MiB of its memory that the checker holds and verifies.
     pub checked_mib: u32,
     /// Pages the checker rewrites per second.
@@ -88,6 +90,7 @@ impl Guest {
             kind,
             memory_mib: if kind == Kind::Hvm { 160 } else { 128 },
             vcpus: 1,
+            disk: "/dev/vdb".into(),
             checked_mib: 32,
             dirty_per_second: 100,
             zero_percent: 25,
@@ -98,14 +101,14 @@ impl Guest {
     /// The domain's configuration for xl.
     #[must_use]
     pub fn configuration(&self) -> String {
-        let Self { name, kind, memory_mib, vcpus, .. } = self;
+        let Self { name, kind, memory_mib, vcpus, disk, .. } = self;
         let more = match kind {
             Kind::Hvm => "serial='pty'\nvnc=0\nvga='none'\n",
             Kind::Pv | Kind::Pvh => "",
         };
         format!(
             "name='{name}'\ntype='{kind}'\nkernel='/lab/vmlinuz'\nramdisk='/lab/initrd'\nmemory={memory_mib}\n\
-             vcpus={vcpus}\nextra='{}'\ndisk=['phy:/dev/vdb,xvda,w']\non_crash='preserve'\n{more}",
+             vcpus={vcpus}\nextra='{}'\ndisk=['phy:{disk},xvda,w']\non_crash='preserve'\n{more}",
             self.command_line()
         )
     }

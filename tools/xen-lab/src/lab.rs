@@ -105,8 +105,13 @@ impl Lab {
 
     /// Ends the lab `name`, whatever state it is in. Its logs stay.
     pub fn down(cache: &Cache, name: &str) -> Result<()> {
+        let _lock = Place::of(cache, name)?.lock()?;
+        Self::abandon(cache, name)
+    }
+
+    /// As [`down`](Self::down), when who holds the lab's lock is told to end it.
+    pub(crate) fn abandon(cache: &Cache, name: &str) -> Result<()> {
         let place = Place::of(cache, name)?;
-        let _lock = place.lock()?;
         for host in 1..=2 {
             Machine::of(&place, host).stop()?;
         }

@@ -19,6 +19,10 @@ const MOVE_SECONDS: u32 = 300;
 /// The port migrations take.
 const PORT: u16 = 9999;
 
+/// TCP's options, for socat: probes of an idle connection, and an end to unanswered data (TCP_USER_TIMEOUT is option 18 of
+/// level 6, in ms).
+const PATIENCE: &str = "keepalive,keepidle=10,keepintvl=5,keepcnt=3,setsockopt-int=6:18:25000";
+
 /// Whose helper libxl runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Helper {
@@ -47,6 +51,26 @@ impl fmt::Display for Helper {
     }
 }
 
+/// What goes wrong on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The connection ends.
+    Cut,
+    /// A record's type is one nobody knows.
+    Garble,
+    /// Everything waits there, until [`Lab::release`].
+    Hold,
+}
+
+/// Where in libxc's stream: at the beginning of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spot {
+    /// Of this number, from 0.
+    Number(u32),
+    /// The first of this type (docs/specs/libxc-migration-stream of Xen).
+    Type(u32),
+}
+
 /// A migration.
 #[derive(Debug, Clone)]
 pub struct Migration {
@@ -58,6 +82,8 @@ pub struct Migration {
     pub verify: bool,
     /// Environment of both ends' `xl`, `NAME=VALUE` words.
     pub environment: String,
+    /// What goes wrong, and where.
+    pub fault: Option<(Spot, Fault)>,
     /// The most it may take.
     pub limit: Duration,
 }
@@ -67,7 +93,33 @@ impl Migration {
     #[must_use]
     pub fn new(source: Helper, target: Helper) -> Self {
         let limit = wait::limit(MOVE_SECONDS);
-        Self { source, target, verify: false, environment: String::new(), limit }
+        Self { source, target, verify: false, environment: String::new(), fault: None, limit }
+    }
+
+    /// With this going wrong.
+    #[must_use]
+    pub fn with_fault(mut self, spot: Spot, fault: Fault) -> Self {
+        self.fault = Some((spot, fault));
+        self
+    }
+
+    /// The program that carries the stream to `address`. Either end gives up on a dead wire within half a minute.
+    fn carrier(&self, address: &str) -> String {
+        let Some((spot, fault)) = self.fault else {
+            return format!(
+                "socat -b 262144 -t 600 - TCP:{address}:{PORT},retry=100,interval=0.1,{PATIENCE}"
+            );
+        };
+        let spot = match spot {
+            Spot::Number(number) => format!("number:{number}"),
+            Spot::Type(kind) => format!("type:{kind}"),
+        };
+        let fault = match fault {
+            Fault::Cut => "cut",
+            Fault::Garble => "garble",
+            Fault::Hold => "hold",
+        };
+        format!("python3 /run/lab/spoil.py {address} {PORT} {spot} {fault}")
     }
 }
 
@@ -101,8 +153,9 @@ impl Lab {
     pub fn try_migrate(&self, guest: &Guest, from: usize, migration: &Migration) -> Result<Report> {
         let (source, target) = (self.host(from), self.host(3 - from));
         let Migration { environment, limit, .. } = migration;
+        // xl has the connection itself: each process in between copies everything once more, dearly under emulation.
         let receive = format!(
-            "exec socat TCP-LISTEN:{PORT},reuseaddr EXEC:\"env {environment} {}xl -vvv migrate-receive\"",
+            "exec socat TCP-LISTEN:{PORT},reuseaddr,{PATIENCE} EXEC:\"env {environment} {}xl -vvv migrate-receive\",nofork",
             migration.target.environment()
         );
         let receiving = target.start(&receive, *limit + Duration::from_secs(10));
@@ -110,11 +163,10 @@ impl Lab {
         let verify = if migration.verify { "--debug" } else { "" };
         // The receiver may not listen yet: the sender asks again.
         let send = format!(
-            "{environment} {}xl -vvv migrate {verify} -s '' {} \
-             'socat -t 600 - TCP:{}:{PORT},retry=100,interval=0.1'",
+            "{environment} {}xl -vvv migrate {verify} -s '' {} '{}'",
             migration.source.environment(),
             guest.name,
-            target.address()
+            migration.carrier(&target.address())
         );
         let sent = source.attempt(send.trim_start(), *limit);
         let elapsed = begun.elapsed();
@@ -128,6 +180,19 @@ impl Lab {
             Err(error) => format!("the target: {error:#}"),
         })?;
         Ok(Report { source: sent, target: received?, elapsed })
+    }
+
+    /// Waits until a migration from `host` is held.
+    pub fn wait_held(&self, host: usize) -> Result<()> {
+        wait::until("the stream to be held", wait::limit(120), Duration::from_millis(500), || {
+            let there = self.host(host).attempt("test -e /run/lab/held", wait::limit(30))?;
+            Ok(if there.code == 0 { Ok(()) } else { Err("it goes on, or has not begun") })
+        })
+    }
+
+    /// Lets a held migration from `host` go on.
+    pub fn release(&self, host: usize) -> Result<()> {
+        self.host(host).run("touch /run/lab/released").map(drop)
     }
 
     /// Migrates `guest`, which counted to `before` on host `from`, to the other, live; waits until it counts on there and

@@ -17,6 +17,7 @@ const BOOT_INIT: &[u8] = include_bytes!("../guest/boot-init");
 const DOM0_INIT: &[u8] = include_bytes!("../guest/dom0-init");
 const DOMU_INIT: &[u8] = include_bytes!("../guest/domu-init");
 const AGENT: &[u8] = include_bytes!("../guest/agent.py");
+const SPOIL: &[u8] = include_bytes!("../guest/spoil.py");
 
 /// The project's programs, as far as they exist.
 pub(crate) const BINARIES: [&str; 3] = ["pageferry", "pageferry-save-helper", "libpageferry_xen.so"];
@@ -31,6 +32,7 @@ pub(crate) fn boot_ram_disk(root: &Path, token: &str) -> Result<Vec<u8>> {
     archive.file("init", BOOT_INIT)?;
     archive.file("lab/dom0-init", DOM0_INIT)?;
     archive.file("lab/agent.py", AGENT)?;
+    archive.file("lab/spoil.py", SPOIL)?;
     archive.file("lab/token", token.as_bytes())?;
     joined(root, "boot.cpio", archive)
 }

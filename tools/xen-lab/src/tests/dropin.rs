@@ -1,12 +1,11 @@
 //! Tests of the drop-in: our helper in `libxl-save-helper`'s place at one end or both, under the real `xl`.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use super::{Body, Needs, Pair, Test, Tier};
+use super::{Body, Needs, Pair, Test, Tier, left};
 use crate::guest::{Guest, Kind};
-use crate::host::Host;
 use crate::lab::Lab;
-use crate::moves::{self, Helper, Migration, OURS};
+use crate::moves::{self, Helper, Migration};
 use crate::wait;
 
 /// Where guests are saved to.
@@ -81,7 +80,7 @@ fn migrated(lab: &Lab, kind: Kind, source: Helper, target: Helper) -> Result<()>
     let before = guest.create(lab.host(1))?;
     let after = lab.migrate(&guest, 1, before, &Migration::new(source, target))?;
     guest.verifies_all(lab.host(2), after)?;
-    nothing_left(lab.host(1))?;
+    left::nothing(lab, source)?;
     guest.destroy(lab.host(2))
 }
 
@@ -95,7 +94,7 @@ fn back_and_forth(lab: &Lab, kind: Kind, times: usize) -> Result<()> {
         count = lab
             .migrate(&guest, from, count, &migration)
             .with_context(|| format!("migration {time} of {times}"))?;
-        nothing_left(lab.host(from))?;
+        left::nothing_on(lab.host(from), Helper::Ours)?;
         from = 3 - from;
     }
     guest.verifies_all(lab.host(from), count)?;
@@ -122,16 +121,4 @@ fn large(lab: &Lab, target: Helper) -> Result<()> {
     let after = lab.migrate(&guest, 1, before, &migration)?;
     guest.verifies_all(lab.host(2), after)?;
     guest.destroy(lab.host(2))
-}
-
-/// No process of ours and no domain half gone is left behind.
-fn nothing_left(host: &Host) -> Result<()> {
-    let look = format!("pgrep -af {OURS}; xl list | grep -E '\\(null\\)|--incoming|--migratedaway'; true");
-    wait::until("nothing to be left behind", wait::limit(30), std::time::Duration::from_secs(1), || {
-        let left = host.run(&look)?;
-        // The shell that looks has the pattern on its own command line.
-        let left: Vec<_> = left.lines().filter(|line| !line.contains("pgrep")).collect();
-        Ok(if left.is_empty() { Ok(()) } else { Err(left.join("; ")) })
-    })
-    .or_else(|error| bail!("host {}: {error:#}", host.number()))
 }

@@ -1,6 +1,8 @@
 //! The lab's tests: functions with a name, a tier, and the hosts they need.
 
 mod dropin;
+mod faults;
+mod left;
 pub(crate) mod runner;
 mod stock;
 
@@ -61,6 +63,11 @@ impl Pair {
         kind != Kind::Pv || self == Self::BookwormFull
     }
 
+    /// Whether what goes wrong is tried on it too: once is enough, it is slow.
+    fn is_broad(self) -> bool {
+        self == Self::BookwormFull
+    }
+
     /// Which tier its tests belong to.
     fn tier(self) -> Tier {
         if self == Self::BookwormFull { Tier::Ci } else { Tier::Full }
@@ -104,7 +111,10 @@ impl Test {
 
 /// Every test, in the order in which they run.
 fn all() -> Vec<Test> {
-    Pair::ALL.into_iter().flat_map(|pair| stock::tests(pair).into_iter().chain(dropin::tests(pair))).collect()
+    let of = |pair| {
+        [stock::tests(pair), dropin::tests(pair), if pair.is_broad() { faults::tests(pair) } else { vec![] }]
+    };
+    Pair::ALL.into_iter().flat_map(|pair| of(pair).into_iter().flatten()).collect()
 }
 
 #[cfg(test)]

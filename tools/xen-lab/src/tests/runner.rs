@@ -8,7 +8,10 @@ use anyhow::{Context, Result, bail};
 use comfy_table::Table;
 use comfy_table::presets::ASCII_MARKDOWN;
 
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
 use super::{Needs, Pair, Test, Tier, all};
+
 use crate::cache::Cache;
 use crate::lab::Lab;
 use crate::moves::OURS;
@@ -39,15 +42,18 @@ struct Line {
 }
 
 impl Order {
-    /// The tests it means: with names, those of any tier whose names contain one of them.
+    /// The tests it means: with names, those of any tier with that name or, if none has it, with that in their names.
     fn chosen(&self) -> Result<Vec<Test>> {
-        let chosen: Vec<Test> = all()
-            .into_iter()
-            .filter(|test| match self.names.as_slice() {
-                [] => test.tier <= self.tier,
-                names => names.iter().any(|name| test.name.contains(name.as_str())),
+        let tests = all();
+        let whole: Vec<&String> =
+            self.names.iter().filter(|name| tests.iter().any(|test| test.name == **name)).collect();
+        let named = |test: &Test| {
+            self.names.iter().any(|name| {
+                if whole.contains(&name) { test.name == *name } else { test.name.contains(name.as_str()) }
             })
-            .collect();
+        };
+        let wanted = |test: &Test| if self.names.is_empty() { test.tier <= self.tier } else { named(test) };
+        let (chosen, _): (Vec<Test>, Vec<Test>) = tests.into_iter().partition(wanted);
         if chosen.is_empty() {
             bail!("no test's name contains {}; `xen-lab test --list` names them", self.names.join(" or "));
         }
@@ -93,6 +99,7 @@ impl Order {
             Spec { hosts: pair.hosts(), memory_mib: HOST_MEMORY_MIB, binaries: binaries.to_path_buf() };
         let found = Lab::find(cache, &self.lab).ok().flatten();
         let ours = found.is_none();
+        let _ending = ours.then(|| EndOnSignal::arm(cache, &self.lab));
         let mut lab = match found {
             Some(lab) if lab.spec().hosts == spec.hosts => Ok(lab),
             Some(_) => Err(anyhow::anyhow!(
@@ -122,6 +129,35 @@ impl Order {
         if ours && let Err(error) = Lab::down(cache, &self.lab) {
             eprintln!("the lab could not be ended: {error:#}");
         }
+    }
+}
+
+/// While it lives, SIGINT, SIGTERM and SIGHUP end the lab we brought up before they end us.
+struct EndOnSignal {
+    signals: signal_hook::iterator::Handle,
+}
+
+impl EndOnSignal {
+    fn arm(cache: &Cache, lab: &str) -> Option<Self> {
+        let (cache, lab) = (cache.clone(), lab.to_owned());
+        let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).ok()?;
+        let handle = signals.handle();
+        std::thread::spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                eprintln!("ending the lab `{lab}`");
+                if let Err(error) = Lab::abandon(&cache, &lab) {
+                    eprintln!("the lab could not be ended: {error:#}");
+                }
+                std::process::exit(128 + signal);
+            }
+        });
+        Some(Self { signals: handle })
+    }
+}
+
+impl Drop for EndOnSignal {
+    fn drop(&mut self) {
+        self.signals.close();
     }
 }
 
