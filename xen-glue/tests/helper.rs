@@ -55,7 +55,10 @@ impl Helper {
         let theirs = OwnedFd::from(theirs);
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).expect("it is let through exec");
         let number = theirs.as_raw_fd().to_string();
-        let mut child = Command::new(program())
+        // libxl leaves signals blocked in what it starts.
+        let mut child = Command::new("env")
+            .arg("--block-signal=TERM,INT,HUP")
+            .arg(program())
             .args(arguments.replace("FD", &number).split(' '))
             .env("SCRIPT", script)
             .env("SCRIPT_MARK", directory.path().join("mark"))
