@@ -57,6 +57,10 @@ pub(crate) fn guests_disk(image: &Path, root: &Path, checker: &Path, log: &Path)
     let directory = tempfile::tempdir()?;
     fs::copy(root.join("vmlinuz"), directory.path().join("vmlinuz"))?;
     fs::write(directory.path().join("initrd"), guest_ram_disk(root, checker)?)?;
+    // An HVM guest's firmware reads it through an emulated port: half the size is half a minute less.
+    let mut pack = Command::new("sh");
+    pack.args(["-c", "gzip -6 initrd && mv initrd.gz initrd"]).current_dir(directory.path());
+    run::logged(&mut pack, log, Duration::from_secs(60))?;
     disk(image, directory.path(), log)
 }
 
