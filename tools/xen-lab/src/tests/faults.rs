@@ -38,8 +38,8 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
         add("wire-cut".into(), Tier::Full, Box::new(move |lab| wire_cut(lab, helper)));
         add("receiver-killed".into(), Tier::Ci, Box::new(move |lab| receiver_killed(lab, helper)));
         add("sender-killed".into(), Tier::Full, Box::new(move |lab| sender_killed(lab, helper)));
-        add("guest-powers-off".into(), Tier::Full, Box::new(move |lab| guest_ends(lab, helper, 'o')));
-        add("guest-crashes".into(), Tier::Full, Box::new(move |lab| guest_ends(lab, helper, 'c')));
+        // Not powered off: Debian's PVH kernel then says `Power down` and spins, its domain never ends.
+        add("guest-crashes".into(), Tier::Full, Box::new(move |lab| guest_ends(lab, helper)));
         add("guest-balloons".into(), Tier::Full, Box::new(move |lab| guest_balloons(lab, helper)));
         add("no-disk-at-target".into(), Tier::Full, Box::new(move |lab| no_disk(lab, helper)));
         add("no-memory-at-target".into(), Tier::Full, Box::new(move |lab| no_memory(lab, helper)));
@@ -123,11 +123,11 @@ fn sender_killed(lab: &Lab, helper: Helper) -> Result<()> {
     goes_on(lab, &guest, before, helper, &report)
 }
 
-/// The guest ends by itself meanwhile: xl says that it can't be migrated, and nothing arrives.
-fn guest_ends(lab: &Lab, helper: Helper, key: char) -> Result<()> {
+/// The guest crashes meanwhile: xl says that it can't be migrated, and nothing arrives.
+fn guest_ends(lab: &Lab, helper: Helper) -> Result<()> {
     let (guest, _) = begin(lab)?;
     let end = || {
-        lab.host(1).run(&format!("xl sysrq {} {key}", guest.name))?;
+        lab.host(1).run(&format!("xl sysrq {} c", guest.name))?;
         wait::until("the guest to end", wait::limit(60), Duration::from_secs(1), || {
             let list = lab.host(1).run("xl list")?;
             let line = list.lines().find(|line| line.starts_with(&guest.name)).unwrap_or_default();
