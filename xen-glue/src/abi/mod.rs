@@ -4,7 +4,7 @@
 //! Xen 4.17 and 4.20 in what is used here is the number a domctl carries, and that is asked for at run time
 //! ([`Xen::open`]); the structs are the same in all four.
 //!
-//! Every struct is declared by [`layout::abi`], which checks size and offsets when it is compiled and keeps them in
+//! Every struct is declared by `layout::abi`, which checks size and offsets when it is compiled and keeps them in
 //! [`LAYOUTS`] besides; a test compiles a C program against the installed headers and compares.
 //!
 //! Errors are the operating system's, bare: which domain, what for and what to do about it is said in

@@ -43,7 +43,7 @@ pub enum Record {
     StaticDataEnd,
     /// Where a PV guest's P2M is.
     P2mFrames(P2mFrames),
-    /// Frames: [`Reader::entries`] has them, [`Reader::read_pages`] their contents.
+    /// Frames: [`Reader::page_entries`] has them, [`Reader::read_pages`] their contents.
     PageData,
     /// From here on pages are to be compared, not written.
     Verify,
