@@ -6,7 +6,7 @@
 //!   max_downtime      PAGEFERRY_MAX_DOWNTIME       "100ms"
 //!   max_rounds        PAGEFERRY_MAX_ROUNDS         5
 //!   on_no_convergence PAGEFERRY_ON_NO_CONVERGENCE  "finish": stop the guest and copy the rest, however long that takes;
-//!                                                  "abort": give up; "throttle": slow the guest down, then finish
+//!                                                  "abort": give up
 //! ```
 //!
 //! `PAGEFERRY_CONFIG` names another file. A setting that can't be read is an error, not a default: who has set a limit
@@ -49,8 +49,6 @@ pub enum OnNoConvergence {
     Finish,
     /// Leave it where it is.
     Abort,
-    /// Slow it down first.
-    Throttle,
 }
 
 /// The settings.
@@ -160,8 +158,7 @@ fn on_no_convergence(text: &str) -> Result<OnNoConvergence, String> {
     match text {
         "finish" => Ok(OnNoConvergence::Finish),
         "abort" => Ok(OnNoConvergence::Abort),
-        "throttle" => Ok(OnNoConvergence::Throttle),
-        _ => Err(format!("`{text}` is none of finish, abort and throttle")),
+        _ => Err(format!("`{text}` is neither finish nor abort")),
     }
 }
 
@@ -255,13 +252,13 @@ mod tests {
             ("PAGEFERRY_POLICY", "pageferry"),
             ("PAGEFERRY_MAX_DOWNTIME", "20ms"),
             ("PAGEFERRY_MAX_ROUNDS", "30"),
-            ("PAGEFERRY_ON_NO_CONVERGENCE", "throttle"),
+            ("PAGEFERRY_ON_NO_CONVERGENCE", "finish"),
         ];
         let set = Settings {
             policy: PolicyName::Pageferry,
             max_downtime: Duration::from_millis(20),
             max_rounds: 30,
-            on_no_convergence: OnNoConvergence::Throttle,
+            on_no_convergence: OnNoConvergence::Finish,
         };
         assert_eq!(load(file, &variables), Ok(set));
     }

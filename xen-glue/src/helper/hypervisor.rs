@@ -97,8 +97,8 @@ fn policy(settings: &Settings) -> Policy {
         PolicyName::Pageferry => Policy::Predict(Wish {
             max_downtime: settings.max_downtime,
             max_rounds: settings.max_rounds,
-            throttle: settings.on_no_convergence == OnNoConvergence::Throttle,
-            finish: settings.on_no_convergence != OnNoConvergence::Abort,
+            throttle: false,
+            finish: settings.on_no_convergence == OnNoConvergence::Finish,
         }),
     }
 }

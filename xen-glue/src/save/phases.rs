@@ -141,6 +141,7 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
             match self.options.policy.decide(&seen) {
                 Decision::Stop => return Ok(()),
                 Decision::GiveUp => return Err(SaveError::NotConverging { rounds, dirty }),
+                // Nothing slows a domain down yet, and no policy made here asks for it.
                 Decision::Round | Decision::Throttle(_) => dirty_before = Some(dirty),
             }
         }
