@@ -7,18 +7,24 @@ use anyhow::{Context, Result, bail};
 
 use crate::run;
 
-/// A program of the distribution some tests use.
+/// Something of the distribution that some tests use.
 struct Package {
+    /// A program in the PATH, or a file by its path.
     program: &'static str,
     package: &'static str,
     purpose: &'static str,
 }
 
-const PACKAGES: [Package; 5] = [
+const PACKAGES: [Package; 6] = [
     Package { program: "mkfs.ext4", package: "e2fsprogs", purpose: "file systems inside test images" },
     Package { program: "sfdisk", package: "fdisk", purpose: "partition tables inside test images" },
     Package { program: "ip", package: "iproute2", purpose: "network namespaces for `--link`" },
     Package { program: "tc", package: "iproute2", purpose: "shaping the link between them" },
+    Package {
+        program: "/usr/include/xen/domctl.h",
+        package: "libxen-dev",
+        purpose: "Xen's headers, with which our layouts are compared",
+    },
     Package { program: "fio", package: "fio", purpose: "the yardstick of the load benchmark" },
 ];
 

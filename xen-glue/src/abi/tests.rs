@@ -31,14 +31,14 @@ fn program() -> String {
 #[test]
 fn layouts_are_those_of_the_c_headers() {
     if !Path::new("/usr/include/xen/domctl.h").exists() {
-        println!("SKIPPED: no Xen headers: apt-get install libxen-dev");
+        eprintln!("SKIPPED: no Xen headers: apt-get install libxen-dev");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let (source, binary) = (dir.path().join("layout.c"), dir.path().join("layout"));
     std::fs::write(&source, program()).unwrap();
     let Ok(compiled) = Command::new("cc").arg(&source).arg("-o").arg(&binary).output() else {
-        println!("SKIPPED: no C compiler: apt-get install gcc");
+        eprintln!("SKIPPED: no C compiler: apt-get install gcc");
         return;
     };
     assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
