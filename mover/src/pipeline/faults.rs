@@ -14,10 +14,10 @@ use crate::error::Error;
 use crate::fingerprint::CheckKey;
 use crate::guest::HoldBack;
 use crate::memory::{PageBuf, Window};
-use crate::pipeline::landing::{Incoming, Landing};
+use crate::pipeline::landing::Landing;
 use crate::pipeline::load;
 use crate::pipeline::table::{State, Wanted};
-use crate::units::{PAGE_BYTES, PAGE_BYTES_U64, Pfn, Sector, u64_of, usize_of};
+use crate::units::{PAGE_BYTES_U64, Pfn, Sector, u64_of, usize_of};
 
 /// How long to wait for a fault before looking whether the drain is over.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -66,7 +66,9 @@ impl SmallLoader {
         let mut first_is_there = false;
         for (at, wanted) in pages.iter().enumerate() {
             let offset = usize_of(wanted.block.sector.bytes() - start);
-            let good = self.land(*wanted, offset, bytes)?;
+            let read = self.reader.staged(Slot(0))[..bytes].get(offset..).unwrap_or_default();
+            let good =
+                load::land_read(&self.landing, &self.key, *wanted, read, &mut self.page, &mut self.window)?;
             self.landing.counts.checked.fetch_add(1, SeqCst);
             if !good {
                 load::ask(&self.landing, wanted.pfn);
@@ -74,19 +76,6 @@ impl SmallLoader {
             first_is_there |= at == 0 && good;
         }
         Ok(first_is_there)
-    }
-
-    fn land(&mut self, wanted: Wanted, offset: usize, bytes: usize) -> Result<bool, Error> {
-        if offset + PAGE_BYTES > bytes {
-            return Ok(false);
-        }
-        let staged = load::page_at(self.reader.staged(Slot(0)), offset);
-        if self.key.check_bytes(staged) != wanted.check {
-            return Ok(false);
-        }
-        let page = Incoming::Staged(staged, &mut self.page);
-        self.landing.land_load(wanted.pfn, wanted.version, page, &mut self.window)?;
-        Ok(true)
     }
 }
 

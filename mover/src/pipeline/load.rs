@@ -278,7 +278,8 @@ impl Loader {
             let good = if flight.direct {
                 self.settle_direct(wanted, whole, flight.window.page(at - flight.members.start))
             } else {
-                self.land_staged(wanted, slot, offset, whole)?
+                let read = self.reader.staged(slot)[..bytes].get(offset..).unwrap_or_default();
+                land_read(&self.landing, &self.key, wanted, read, &mut self.page, &mut self.window)?
             };
             self.landing.counts.checked.fetch_add(1, SeqCst);
             if !good {
@@ -288,19 +289,6 @@ impl Loader {
         self.landing.runtime.ring(&self.landing.settled);
         self.spare.push(flight);
         Ok(())
-    }
-
-    fn land_staged(&mut self, wanted: Wanted, slot: Slot, offset: usize, whole: bool) -> Result<bool, Error> {
-        if !whole {
-            return Ok(false);
-        }
-        let staged = page_at(self.reader.staged(slot), offset);
-        if self.key.check_bytes(staged) != wanted.check {
-            return Ok(false);
-        }
-        let page = Incoming::Staged(staged, &mut self.page);
-        self.landing.land_load(wanted.pfn, wanted.version, page, &mut self.window)?;
-        Ok(true)
     }
 
     /// Settles a page that was read in place: it is there if its bytes are right, else as outstanding as before.
@@ -330,9 +318,22 @@ pub fn ask(landing: &Landing, pfn: Pfn) {
     }
 }
 
-/// The page at `offset` of what a read has put into its slot.
-pub fn page_at(staged: &[u8], offset: usize) -> &[u8; PAGE_BYTES] {
-    staged[offset..].first_chunk().expect("a slot holds every page its read was for")
+/// Lands the page that what a disk's read brought, `read`, begins with. `false` if not all of it came or its bytes are
+/// not the page's.
+pub fn land_read(
+    landing: &Landing,
+    key: &CheckKey,
+    wanted: Wanted,
+    read: &[u8],
+    page: &mut PageBuf,
+    window: &mut Window,
+) -> Result<bool, Error> {
+    let Some(bytes) = read.first_chunk() else { return Ok(false) };
+    if key.check_bytes(bytes) != wanted.check {
+        return Ok(false);
+    }
+    landing.land_load(wanted.pfn, wanted.version, Incoming::Staged(bytes, page), window)?;
+    Ok(true)
 }
 
 /// A stretch of a sorted sweep that is read at once.

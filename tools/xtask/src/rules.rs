@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use crate::{lexer, run};
 
 /// Where `unsafe` may stand.
-const UNSAFE_ALLOWED: [&str; 4] = ["mover/src/kernel", "mover/src/memory", "mover/src/ring", "xen-glue/"];
+const UNSAFE_ALLOWED: [&str; 4] =
+    ["mover/src/kernel", "mover/src/memory", "mover/src/ring", "xen-glue/src/abi"];
 /// Longest source file.
 const LINES_MAX: usize = 800;
 /// Marks of unfinished work. Put together here, so that this file does not break its own rule.
