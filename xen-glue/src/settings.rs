@@ -168,10 +168,14 @@ impl Settings {
     /// # Errors
     /// The file, if there is one, can't be read, or one of both says what can't be.
     pub fn load() -> Result<Self, SettingsError> {
-        Self::from(std::env::var_os)
+        Self::read(std::env::var_os)
     }
 
-    fn from(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<Self, SettingsError> {
+    /// From these variables and the file they name, or that of this host.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub fn read(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<Self, SettingsError> {
         let mut settings = Self::default();
         let chosen = variable("PAGEFERRY_CONFIG").map(PathBuf::from);
         let path = chosen.as_deref().unwrap_or(Path::new(FILE));
@@ -233,7 +237,7 @@ mod tests {
             "PAGEFERRY_CONFIG" => Some(path.clone().into_os_string()),
             _ => found(name),
         };
-        Settings::from(variable).map_err(|error| error.to_string())
+        Settings::read(variable).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -287,7 +291,7 @@ mod tests {
             assert!(error.contains(name), "{error}");
         }
         let missing = |name: &'static str| (name == "PAGEFERRY_CONFIG").then(|| "/nowhere/x.toml".into());
-        let error = Settings::from(missing).unwrap_err().to_string();
+        let error = Settings::read(missing).unwrap_err().to_string();
         assert!(error.contains("/nowhere/x.toml"), "{error}");
     }
 }

@@ -90,7 +90,7 @@ pub(crate) enum Command {
         #[arg(long = "from", value_name = "DIR")]
         from: Vec<PathBuf>,
     },
-    /// Put pageferry in the place of Xen's save helper on this host, and take it out again
+    /// On a Xen host: save, restore and move its guests, or have every toolstack there do it with pageferry
     Xen {
         #[command(subcommand)]
         command: XenCommand,
@@ -220,6 +220,16 @@ pub(crate) enum IfNotConverging {
     Finish,
     /// Give up; it goes on here
     Abort,
+}
+
+impl IfNotConverging {
+    /// As settings call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Finish => "finish",
+            Self::Abort => "abort",
+        }
+    }
 }
 
 /// How `receive` takes a guest up.
@@ -394,6 +404,113 @@ pub(crate) enum XenCommand {
         #[arg(long, value_name = "DIR", default_value = "/")]
         root: PathBuf,
     },
+    /// Save a guest into a file with pageferry, without installing anything
+    ///
+    /// xl does what a toolstack has to (the guest's configuration, its devices) and must be there; memory and processors
+    /// are pageferry's. The file is one of `xl save`, and `xl restore` reads it.
+    Save(XenSaveArgs),
+    /// Restore a guest from a file of `xl save` or of this program's, without installing anything
+    ///
+    /// xl builds the guest and its devices; memory and processors are pageferry's.
+    Restore(XenRestoreArgs),
+    /// Move a running guest to another Xen host with pageferry, without installing anything
+    ///
+    /// xl at both ends does what a toolstack has to. The other end is reached with ssh; it uses pageferry where the helper
+    /// stands at the same path as here, and otherwise whatever that host saves and restores with. Both read the same stream.
+    Migrate(Box<XenMigrateArgs>),
+}
+
+/// How `xen save` saves a guest.
+#[derive(Args)]
+pub(crate) struct XenSaveArgs {
+    /// The guest: its name or number
+    pub(crate) domain: String,
+    /// Where to; what is there is overwritten
+    pub(crate) file: PathBuf,
+    /// Let the guest run on afterwards
+    #[arg(long, conflicts_with = "keep_paused")]
+    pub(crate) keep_running: bool,
+    /// Leave the guest paused afterwards
+    #[arg(long)]
+    pub(crate) keep_paused: bool,
+    /// The save helper [default: the one beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) helper: Option<PathBuf>,
+}
+
+/// How `xen restore` restores a guest.
+#[derive(Args)]
+pub(crate) struct XenRestoreArgs {
+    /// Where it was saved to
+    pub(crate) file: PathBuf,
+    /// A configuration to use in place of the saved one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Leave the guest paused
+    #[arg(long)]
+    pub(crate) paused: bool,
+    /// The save helper [default: the one beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) helper: Option<PathBuf>,
+}
+
+/// How `xen migrate` moves a guest.
+#[derive(Args)]
+pub(crate) struct XenMigrateArgs {
+    /// The guest: its name or number
+    pub(crate) domain: String,
+    /// The other host, as ssh knows it
+    #[arg(required_unless_present = "over", conflicts_with = "over")]
+    pub(crate) host: Option<String>,
+    /// Instead of a host: a shell command whose standard input and output are those of an `xl migrate-receive`
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) over: Option<String>,
+    /// How to reach the other host: ssh with its options
+    #[arg(long, value_name = "COMMAND", default_value = "ssh", conflicts_with = "over")]
+    pub(crate) ssh: String,
+    /// The save helper on the other host; it is an error if it is not there [default: this host's path, if it is there]
+    #[arg(long, value_name = "FILE", conflicts_with = "over")]
+    pub(crate) helper_there: Option<PathBuf>,
+    /// Leave the guest paused on the other host
+    #[arg(long, conflicts_with = "over")]
+    pub(crate) paused: bool,
+    /// Send all memory a second time, for the other end to say which pages differ; the guest stands still meanwhile
+    #[arg(long)]
+    pub(crate) compare: bool,
+    /// When to stop the guest [default: as /etc/pageferry.toml and PAGEFERRY_POLICY say]
+    #[arg(long, value_name = "WHOSE", value_enum)]
+    pub(crate) policy: Option<XenPolicy>,
+    /// Longest downtime to aim for
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) max_downtime: Option<Duration>,
+    /// Most rounds while the guest runs
+    #[arg(long, value_name = "N")]
+    pub(crate) max_rounds: Option<u32>,
+    /// What to do with a guest that writes faster than the link carries
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub(crate) if_not_converging: Option<IfNotConverging>,
+    /// The save helper [default: the one beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) helper: Option<PathBuf>,
+}
+
+/// Whose policy says when a Xen guest is stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum XenPolicy {
+    /// When the predicted downtime is short enough
+    Pageferry,
+    /// As Xen does: five rounds, or under 50 pages left
+    Stock,
+}
+
+impl XenPolicy {
+    /// As settings call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Pageferry => "pageferry",
+            Self::Stock => "stock",
+        }
+    }
 }
 
 #[derive(Subcommand)]

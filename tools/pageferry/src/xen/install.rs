@@ -88,17 +88,17 @@ fn tell(done: &[Done], console: &Console) -> Outcome {
 }
 
 /// The helper that came with this program.
-fn beside_us() -> Outcome<PathBuf> {
+pub(super) fn beside_us() -> Outcome<PathBuf> {
     let ourselves = std::env::current_exe()
         .or_fail(|| "cannot tell where this program is".to_owned(), "Give --helper")?;
     Ok(ourselves.with_file_name(PROGRAM))
 }
 
 /// Refuses a helper that does not run here: with it no guest could be saved or moved.
-fn runs(helper: &Path) -> Outcome {
+pub(super) fn runs(helper: &Path) -> Outcome {
     let refuse = |why: String| {
         let remedy = "Give the path of a pageferry-save-helper built for this machine with --helper";
-        Err(Failure::usage(format!("{} can't be installed: {why}. {remedy}", helper.display())))
+        Err(Failure::usage(format!("{} can't be used: {why}. {remedy}", helper.display())))
     };
     // Called by anybody but libxl it says who it is, and exits with 2.
     match Command::new(helper).output() {
