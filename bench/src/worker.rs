@@ -48,6 +48,8 @@ pub enum By {
     Calls,
     /// The engine's TCP layer, chunk by chunk straight from pages.
     Tcp {
+        /// Bytes before the pages of each chunk, 8 at least.
+        head: usize,
         /// Bytes that its sockets may hold unsent.
         unsent: u32,
     },
@@ -109,7 +111,7 @@ pub fn serve(which: Which, bytes: usize) -> Result<()> {
         let mut done = match which {
             Which::Sender => match run.by {
                 By::Calls => send(&buffer, run)?,
-                By::Tcp { unsent } => send_pages(&buffer, run, unsent)?,
+                By::Tcp { head, unsent } => send_pages(&buffer, run, (head, unsent))?,
                 By::Engine => timed(|| idle::send(&buffer, run.port, Plan::plain(run.connections)))?,
             },
             Which::Receiver if run.by == By::Calls => {
@@ -121,8 +123,8 @@ pub fn serve(which: Which, bytes: usize) -> Result<()> {
                 let mut acceptor = TcpAcceptor::listen("127.0.0.1:0", Settings::default())?;
                 say(&mut output, &Listening { port: acceptor.local().port() })?;
                 match run.by {
-                    By::Engine => timed(|| idle::receive(&buffer, acceptor, None))?,
-                    _ => receive_pages(&buffer, run, &mut acceptor)?,
+                    By::Tcp { head, .. } => receive_pages(&buffer, run, head, &mut acceptor)?,
+                    _ => timed(|| idle::receive(&buffer, acceptor, None))?,
                 }
             }
         };
@@ -172,24 +174,26 @@ fn receive(buffer: &Mapping, run: Run, listener: &TcpListener) -> Result<Done> {
 }
 
 /// As [`send`], through the engine's connections.
-fn send_pages(buffer: &Mapping, run: Run, unsent: u32) -> Result<Done> {
+fn send_pages(buffer: &Mapping, run: Run, (head, unsent): (usize, u32)) -> Result<Done> {
     let settings = Settings { unsent, ..Settings::default() };
     let dialer = TcpDialer::new(&format!("127.0.0.1:{}", run.port), settings);
     let connections = (0..run.connections).map(|_| dialer.dial(Duration::from_secs(5)));
     transfer(buffer, run, connections.collect::<Result<_, _>>()?, |connection: &mut Connection, range| {
         let mut pages = Vec::with_capacity(run.chunk / PAGE_BYTES);
+        let mut head = vec![0; head];
         for start in range.clone().step_by(run.chunk) {
             let end = (start + run.chunk).min(range.end);
             pages.clear();
             pages.extend((start..end).step_by(PAGE_BYTES).map(|at| buffer.page(Pfn::at(at / PAGE_BYTES))));
-            connection.sender.send(&u64_of(start).to_le_bytes(), &pages).map_err(io::Error::other)?;
+            head[..8].copy_from_slice(&u64_of(start).to_le_bytes());
+            connection.sender.send(&head, &pages).map_err(io::Error::other)?;
         }
         connection.receiver.recv(&mut [0]).map_err(io::Error::other)
     })
 }
 
 /// As [`receive`], through the engine's connections.
-fn receive_pages(buffer: &Mapping, run: Run, acceptor: &mut TcpAcceptor) -> Result<Done> {
+fn receive_pages(buffer: &Mapping, run: Run, head: usize, acceptor: &mut TcpAcceptor) -> Result<Done> {
     let mut connections = Vec::new();
     while connections.len() < run.connections {
         let accepted = acceptor.accept(Duration::from_secs(5))?;
@@ -197,11 +201,13 @@ fn receive_pages(buffer: &Mapping, run: Run, acceptor: &mut TcpAcceptor) -> Resu
     }
     transfer(buffer, run, connections, |connection: &mut Connection, range| {
         let mut pages = Vec::with_capacity(run.chunk / PAGE_BYTES);
+        let mut head = vec![0; head];
         let mut done = 0;
         while done < range.len() {
-            let mut head = [0; 8];
             connection.receiver.recv(&mut head).map_err(io::Error::other)?;
-            let start = usize_of(u64::from_le_bytes(head));
+            let (start, _) =
+                head.split_first_chunk().context("a head of 8 bytes at least").map_err(io::Error::other)?;
+            let start = usize_of(u64::from_le_bytes(*start));
             let end = (start + run.chunk).min(start + range.len() - done);
             pages.clear();
             pages.extend((start..end).step_by(PAGE_BYTES).map(|at| buffer.page(Pfn::at(at / PAGE_BYTES))));

@@ -1,8 +1,9 @@
 //! When to stop the guest: pure decisions from what the rounds have shown.
 //!
 //! Stock is libxenguest's (`xg_sr_save.c`, `SPP_TARGET_DIRTY_COUNT` and `SPP_MAX_ITERATIONS`). Ours goes on while the
-//! next round still makes the downtime shorter, stops when it is under what is allowed and has settled, throttles a
-//! guest that does not converge if that is wanted, and ends a migration that can't, as configured.
+//! next round still makes the downtime shorter, stops when it is under what is allowed and has settled (after waiting a
+//! few rounds for a better moment), throttles a guest that does not converge if that is wanted, and ends a migration that
+//! can't, as configured.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -24,6 +25,9 @@ pub struct Observation {
     pub fixed: Duration,
     /// Guest's speed now, percent.
     pub speed: u8,
+    /// Rounds in a row, up to the one before this, after which the guest could have been stopped: see
+    /// [`Self::within_now`].
+    pub within: u32,
 }
 
 impl Observation {
@@ -32,6 +36,11 @@ impl Observation {
     pub fn predicted(&self) -> Duration {
         let seconds = f64_of(self.dirty * PAGE_BYTES_U64) / self.link_rate.max(1.0);
         self.fixed + Duration::from_secs_f64(seconds.min(1e6))
+    }
+    /// The same with this round counted: what `within` is after the next.
+    #[must_use]
+    pub fn within_now(&self, wish: &Wish) -> u32 {
+        if self.predicted() <= wish.max_downtime { self.within + 1 } else { 0 }
     }
     fn shrinks(&self) -> bool {
         self.dirty_before.is_none_or(|before| self.dirty * 10 < before * 8)
@@ -69,6 +78,11 @@ const STOCK_ROUNDS: u32 = 5;
 const STOCK_DIRTY: u64 = 50;
 /// Transfer time of the last round not worth another live one.
 const SETTLED: Duration = Duration::from_millis(1);
+/// Transfer time of the last round not worth waiting for a better moment.
+const SHORT: Duration = Duration::from_millis(3);
+/// Rounds under what is allowed that may pass while waiting for one: a guest writes in bursts, and each of these rounds
+/// is at most as long as the downtime it may save.
+const CHANCES: u32 = 12;
 /// Slowest speed a guest is throttled to, percent.
 const SLOWEST: u8 = 5;
 
@@ -84,7 +98,9 @@ pub fn decide(seen: &Observation, wish: &Wish) -> Decision {
     let predicted = seen.predicted();
     let last = seen.rounds >= wish.max_rounds;
     if predicted <= wish.max_downtime {
-        let settled = predicted <= seen.fixed + SETTLED || !seen.shrinks();
+        let transfer = predicted.saturating_sub(seen.fixed);
+        let settled =
+            transfer <= SETTLED || !seen.shrinks() && (transfer <= SHORT || seen.within_now(wish) >= CHANCES);
         return if settled || last { Decision::Stop } else { Decision::Round };
     }
     match (seen.shrinks(), last) {
@@ -112,6 +128,7 @@ mod tests {
         link_rate: 100e6,
         fixed: Duration::from_millis(5),
         speed: 100,
+        within: 0,
     };
 
     #[test]
@@ -133,7 +150,24 @@ mod tests {
         let give_up = Wish { finish: false, ..WISH };
         for (what, seen, wish, decision) in [
             ("short enough, but still shrinking", SEEN, WISH, Decision::Round),
-            ("short enough and settled", seen(|s| s.dirty_before = Some(1100)), WISH, Decision::Stop),
+            (
+                "short enough, but a better moment may come",
+                seen(|s| s.dirty_before = Some(1100)),
+                WISH,
+                Decision::Round,
+            ),
+            (
+                "short enough, and no better moment came",
+                seen(|s| (s.dirty_before, s.within) = (Some(1100), 11)),
+                WISH,
+                Decision::Stop,
+            ),
+            (
+                "short, and not shrinking",
+                seen(|s| (s.dirty, s.dirty_before) = (70, Some(60))),
+                WISH,
+                Decision::Stop,
+            ),
             ("hardly anything left", seen(|s| s.dirty = 20), WISH, Decision::Stop),
             (
                 "nothing at all left, first round",

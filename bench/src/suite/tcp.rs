@@ -1,7 +1,9 @@
 //! The engine's TCP layer alone, pages from one process to pages of another over loopback: what it costs to send from
-//! pages, and what it costs to let the kernel hold few bytes unsent, against the best bare copy of the same run.
+//! pages, to let the kernel hold few bytes unsent, and to have pages off cache lines in its buffers, against a bare copy in
+//! the same run.
 
 use anyhow::Result;
+use mover::net::tcp::Settings;
 
 use super::bare::{Ends, Shape};
 use super::{Context, Suite};
@@ -11,7 +13,9 @@ use crate::stats::Runs;
 use crate::worker::By;
 
 /// Limits on unsent bytes tried; the last one is none in effect.
-const UNSENT: [u32; 6] = [64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20, 1 << 30];
+const UNSENT: [u32; 7] = [32 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20, 1 << 30];
+/// Bytes before the pages of a chunk: as the engine has them, and off a cache line.
+const HEADS: [usize; 2] = [2112, 2088];
 
 /// The suite.
 pub(crate) struct Tcp;
@@ -29,14 +33,17 @@ impl Suite for Tcp {
         let bytes = if context.quick { gib(1) / 4 } else { gib(2) };
         let mut ends = Ends::start(bytes)?;
         let bare = Shape { connections: 2, chunk: 1 << 20, wait_all: false, pinned: true, by: By::Calls };
+        let usual = Settings::default().unsent;
         let mut cases: Vec<_> = UNSENT
             .iter()
-            .map(|unsent| (*unsent, Runs::default(), Runs::default(), Runs::default()))
+            .map(|unsent| By::Tcp { head: HEADS[0], unsent: *unsent })
+            .chain([By::Tcp { head: HEADS[1], unsent: usual }])
+            .map(|by| (by, Runs::default(), Runs::default(), Runs::default()))
             .collect();
-        ends.copy(Shape { by: By::Tcp { unsent: UNSENT[2] }, ..bare }, true)?;
+        ends.copy(Shape { by: By::Tcp { head: HEADS[0], unsent: usual }, ..bare }, true)?;
         for round in 0..context.runs {
-            for (unsent, rate, ratio, cpu) in &mut cases {
-                let ours = Shape { by: By::Tcp { unsent: *unsent }, ..bare };
+            for (by, rate, ratio, cpu) in &mut cases {
+                let ours = Shape { by: *by, ..bare };
                 let (first, second) = if round % 2 == 0 { (ours, bare) } else { (bare, ours) };
                 let (first, second) = (ends.copy(first, false)?, ends.copy(second, false)?);
                 let (ours, bare) = if round % 2 == 0 { (first, second) } else { (second, first) };
@@ -46,12 +53,10 @@ impl Suite for Tcp {
             }
         }
         let mut rows = Vec::new();
-        for (unsent, rate, ratio, cpu) in cases {
-            let case = if unsent == 1 << 30 {
-                "2 × 1 MiB pinned, any number unsent".to_owned()
-            } else {
-                format!("2 × 1 MiB pinned, {} KiB unsent", unsent >> 10)
-            };
+        for (by, rate, ratio, cpu) in cases {
+            let By::Tcp { head, unsent } = by else { unreachable!("made above") };
+            let unsent = if unsent == 1 << 30 { "any".to_owned() } else { format!("{} KiB", unsent >> 10) };
+            let case = format!("2 × 1 MiB pinned, head of {head} bytes, {unsent} unsent");
             rows.push(Row::new(&case, "rate", "GB/s", rate.figure()));
             rows.push(Row::new(&case, "rate / bare copy", "", ratio.figure()));
             rows.push(Row::new(&case, "CPU / bare copy", "", cpu.figure()));

@@ -117,7 +117,7 @@ impl Lane {
             .into());
         }
         self.sequence += 1;
-        let bytes = header.table_bytes();
+        let bytes = header.filled_table_bytes();
         self.receiver.recv(&mut self.table[..bytes])?;
         match header.kind {
             Kind::Data => self.data(header),

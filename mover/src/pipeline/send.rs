@@ -25,7 +25,9 @@ use crate::pipeline::judge::{Backlog, Class, Fate, judge};
 use crate::pipeline::work::{Purpose, Round};
 use crate::runtime::{Bell, Moment, Runtime};
 use crate::units::{BlockAddress, PAGE_BYTES_U64, Pfn, Version, u64_of};
-use crate::wire::frame::{Digest, HEADER_BYTES, Header, Kind, Reference, TABLE_BYTES_MAX, ZeroRun};
+use crate::wire::frame::{
+    ALIGNMENT, Digest, HEADER_BYTES, Header, Kind, Reference, TABLE_BYTES_MAX, ZeroRun,
+};
 
 /// How long an idle lane waits on the bell before it looks whether the migration is over.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -354,6 +356,7 @@ impl Lane {
             *page = self.window.page(*at).expect(mapped);
             self.head.extend_from_slice(U64::new(self.batch[*at].0).as_bytes());
         }
+        fill_up(&mut self.head);
         let bytes = u64_of(self.head.len()) + u64_of(count) * PAGE_BYTES_U64;
         self.shared.pace.take(&*self.shared.runtime, bytes);
         let began = self.shared.runtime.now();
@@ -437,6 +440,7 @@ impl Lane {
     }
 
     fn flush(&mut self) -> Result<(), Error> {
+        fill_up(&mut self.head);
         let bytes = u64_of(self.head.len());
         self.shared.pace.take(&*self.shared.runtime, bytes);
         self.sender.send(&self.head, &[])?;
@@ -450,4 +454,9 @@ impl Lane {
             self.shared.sent.zero_copy.store(true, SeqCst);
         }
     }
+}
+
+/// Ends header and table.
+fn fill_up(head: &mut Vec<u8>) {
+    head.resize(head.len().next_multiple_of(ALIGNMENT), 0);
 }

@@ -23,7 +23,7 @@ const FIXED_DOWNTIME: Duration = Duration::from_millis(5);
 impl Migration {
     /// Round after round until the policy says stop.
     pub(super) fn live_rounds(&mut self) -> Result<(), Error> {
-        let mut dirty_before = None;
+        let (mut dirty_before, mut within) = (None, 0);
         let mut sent_before: Option<Bitmap> = None;
         loop {
             let pages = self.take_next();
@@ -35,7 +35,8 @@ impl Migration {
             self.live_round(&pages, hot.as_ref())?;
             self.harvest()?;
             let dirty = self.next.count();
-            match self.decide(dirty, dirty_before) {
+            let seen = self.observe(dirty, dirty_before, within);
+            match self.decide(&seen) {
                 Decision::Stop if !self.disks_lag() || self.rounds >= self.config.max_rounds => return Ok(()),
                 // All is to be loaded before the restart: the guest had better run while it is.
                 Decision::Stop => {
@@ -51,16 +52,15 @@ impl Migration {
                     ));
                 }
                 Decision::GiveUp => {
-                    let predicted = self.observe(dirty, dirty_before).predicted();
                     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
                     return Err(Error::NotConverging {
                         rounds: self.rounds,
-                        predicted_ms: millis(predicted),
+                        predicted_ms: millis(seen.predicted()),
                         allowed_ms: millis(self.config.max_downtime),
                     });
                 }
             }
-            dirty_before = Some(dirty);
+            (dirty_before, within) = (Some(dirty), seen.within_now(&self.wish()));
             sent_before = Some(pages);
         }
     }
@@ -108,7 +108,7 @@ impl Migration {
         self.config.mode == Mode::Refer && seconds > self.config.max_downtime.as_secs_f64() / 4.0
     }
 
-    fn observe(&self, dirty: u64, dirty_before: Option<u64>) -> Observation {
+    fn observe(&self, dirty: u64, dirty_before: Option<u64>, within: u32) -> Observation {
         Observation {
             rounds: self.rounds,
             dirty,
@@ -116,20 +116,24 @@ impl Migration {
             link_rate: self.link_rate,
             fixed: FIXED_DOWNTIME,
             speed: self.speed,
+            within,
         }
     }
 
-    fn decide(&self, dirty: u64, dirty_before: Option<u64>) -> Decision {
-        if self.config.mode == Mode::Stock {
-            return policy::stock(self.rounds, dirty);
+    fn decide(&self, seen: &Observation) -> Decision {
+        match self.config.mode {
+            Mode::Stock => policy::stock(seen.rounds, seen.dirty),
+            Mode::Plain | Mode::Refer | Mode::Lazy => policy::decide(seen, &self.wish()),
         }
-        let wish = Wish {
+    }
+
+    fn wish(&self) -> Wish {
+        Wish {
             max_downtime: self.config.max_downtime,
             max_rounds: self.config.max_rounds,
             throttle: self.config.throttle,
             finish: self.config.not_converging == NotConverging::Finish,
-        };
-        policy::decide(&self.observe(dirty, dirty_before), &wish)
+        }
     }
 
     /// The pages of the next round; from now on the next round is the one after.

@@ -40,6 +40,13 @@ impl Policy {
             Self::Predict(wish) => mover::policy::decide(seen, wish),
         }
     }
+    /// Rounds in a row after which the guest could have been stopped.
+    pub(super) fn within(&self, seen: &Observation) -> u32 {
+        match self {
+            Self::Stock => 0,
+            Self::Predict(wish) => seen.within_now(wish),
+        }
+    }
 }
 
 impl Default for Policy {

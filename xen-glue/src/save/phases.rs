@@ -126,7 +126,7 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
     fn rounds(&mut self) -> Result<(), SaveError> {
         self.start_logging()?;
         self.dirty.set_all();
-        let mut dirty_before = None;
+        let (mut dirty_before, mut within) = (None, 0);
         loop {
             let begun = Instant::now();
             let sent = self.send(false)?;
@@ -135,15 +135,17 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
             let dirty = self.source.log_read(LogRead::Round, &mut self.dirty)?;
             let link_rate = f64_of(sent * PAGE_BYTES_U64) / begun.elapsed().as_secs_f64().max(1e-6);
             let rounds = self.summary.rounds;
-            let seen = Observation { rounds, dirty, dirty_before, link_rate, fixed: FIXED, speed: 100 };
+            let seen =
+                Observation { rounds, dirty, dirty_before, link_rate, fixed: FIXED, speed: 100, within };
             let (rate, downtime) = (link_rate, seen.predicted());
             self.toolstack.report(&Event::Round { round: rounds, dirty, rate, downtime });
             match self.options.policy.decide(&seen) {
                 Decision::Stop => return Ok(()),
                 Decision::GiveUp => return Err(SaveError::NotConverging { rounds, dirty }),
                 // Nothing slows a domain down yet, and no policy made here asks for it.
-                Decision::Round | Decision::Throttle(_) => dirty_before = Some(dirty),
+                Decision::Round | Decision::Throttle(_) => {}
             }
+            (dirty_before, within) = (Some(dirty), self.options.policy.within(&seen));
         }
     }
 
