@@ -5,6 +5,7 @@ pub mod abi;
 mod channel;
 pub mod domain;
 pub mod helper;
+mod library;
 pub mod restore;
 pub mod save;
 pub mod settings;

@@ -19,8 +19,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mover::policy::Wish;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
+
+use crate::save::Policy;
 
 /// Where the file is.
 pub const FILE: &str = "/etc/pageferry.toml";
@@ -163,6 +166,20 @@ fn on_no_convergence(text: &str) -> Result<OnNoConvergence, String> {
 }
 
 impl Settings {
+    /// When a save of a running domain stops it.
+    #[must_use]
+    pub fn save_policy(&self) -> Policy {
+        match self.policy {
+            PolicyName::Stock => Policy::Stock,
+            PolicyName::Pageferry => Policy::Predict(Wish {
+                max_downtime: self.max_downtime,
+                max_rounds: self.max_rounds,
+                throttle: false,
+                finish: self.on_no_convergence == OnNoConvergence::Finish,
+            }),
+        }
+    }
+
     /// From this process's environment and its file.
     ///
     /// # Errors

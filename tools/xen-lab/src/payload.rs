@@ -163,7 +163,11 @@ pub(crate) fn release_directory() -> Result<PathBuf> {
 pub(crate) fn build_binaries() -> Result<()> {
     let mut arguments = vec!["build", "-q", "--release"];
     let tools = workspace()?.join("tools");
-    for (directory, package) in [("pageferry", "pageferry"), ("save-helper", "pageferry-save-helper")] {
+    for (directory, package) in [
+        ("pageferry", "pageferry"),
+        ("save-helper", "pageferry-save-helper"),
+        ("xen-library", "pageferry-xen"),
+    ] {
         if tools.join(directory).join("Cargo.toml").is_file() {
             arguments.extend(["-p", package]);
         }

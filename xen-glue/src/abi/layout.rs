@@ -68,7 +68,7 @@ macro_rules! offsets {
 }
 pub(super) use offsets;
 
-use super::{domctl, memory, pv};
+use super::{domctl, entry, memory, pv};
 
 /// Every layout claimed in this module.
 pub const LAYOUTS: &[Layout] = &[
@@ -101,4 +101,7 @@ pub const LAYOUTS: &[Layout] = &[
     pv::VcpuContext::LAYOUT,
     pv::SharedInfo::LAYOUT,
     pv::StartInfo::LAYOUT,
+    entry::STATS,
+    entry::SAVE,
+    entry::RESTORE,
 ];

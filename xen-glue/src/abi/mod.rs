@@ -14,6 +14,9 @@ mod buffer;
 mod calls;
 mod device;
 pub mod domctl;
+pub mod entry;
+#[cfg(test)]
+mod entry_tests;
 mod evtchn;
 mod layout;
 pub mod memory;

@@ -87,3 +87,55 @@ pub fn unblock(signals: &[libc::c_int]) -> io::Result<()> {
     };
     if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
 }
+
+/// While this lives, a broken pipe is an error (`EPIPE`) of the calls of the thread that made it, whatever the process
+/// does about the signal; then it is as it was. Not to be sent to another thread.
+pub struct BrokenPipes {
+    before: libc::sigset_t,
+    /// One was waiting already, and is not ours to take.
+    waiting: bool,
+    thread: std::marker::PhantomData<*const ()>,
+}
+
+/// The set of one signal, `SIGPIPE`.
+fn broken_pipe() -> libc::sigset_t {
+    // SAFETY: the set lives on this stack and is initialised by sigemptyset. Worth it: as `unblock`.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGPIPE);
+        set
+    }
+}
+
+impl BrokenPipes {
+    /// Holds the signal back.
+    #[must_use]
+    pub fn as_errors() -> Self {
+        let pipe = broken_pipe();
+        // SAFETY: the sets live on this stack and are filled by the calls before they are read; only this thread's mask
+        // changes. Worth it: a signal that ends the process in the middle of a save leaves the guest's log of written
+        // pages on.
+        unsafe {
+            let (mut before, mut pending): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
+            libc::sigpending(&raw mut pending);
+            let waiting = libc::sigismember(&raw const pending, libc::SIGPIPE) == 1;
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const pipe, &raw mut before);
+            Self { before, waiting, thread: std::marker::PhantomData }
+        }
+    }
+}
+
+impl Drop for BrokenPipes {
+    fn drop(&mut self) {
+        let (pipe, now) = (broken_pipe(), libc::timespec { tv_sec: 0, tv_nsec: 0 });
+        // SAFETY: as in `as_errors`, on the same thread: this is not Send. Ours, if there is one, is taken away before
+        // it can be delivered. Worth it: as there.
+        unsafe {
+            if !self.waiting {
+                libc::sigtimedwait(&raw const pipe, std::ptr::null_mut(), &raw const now);
+            }
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut());
+        }
+    }
+}

@@ -17,7 +17,7 @@ fn program() -> String {
         "#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n#define __XEN_TOOLS__ 1\n\
          #include <xen/xen.h>\n#include <xen/domctl.h>\n#include <xen/memory.h>\n#include <xen/grant_table.h>\n\
          #include <xen/hvm/hvm_op.h>\n#include <xen/sys/privcmd.h>\n#include <xen/sys/evtchn.h>\n\
-         #include <xen/arch-x86/xen.h>\nint main(void) {\n",
+         #include <xen/arch-x86/xen.h>\n#include <xenctrl.h>\n#include <xenguest.h>\nint main(void) {\n",
     );
     for layout in LAYOUTS {
         writeln!(c, "printf(\"%zu\\n\", sizeof({}));", layout.c_type).unwrap();

@@ -7,7 +7,6 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use mover::policy::Wish;
 use mover::units::{PAGE_BYTES_U64, f64_of};
 use rustix::io::Errno;
 
@@ -18,8 +17,8 @@ use super::messages::Level;
 use super::session::Session;
 use crate::abi::{DomainId, ShadowOp, Xen};
 use crate::restore::{self, RestoreError, Wiring};
-use crate::save::{self, Options, Policy, SaveError};
-use crate::settings::{OnNoConvergence, PolicyName, Settings};
+use crate::save::{self, Options, SaveError};
+use crate::settings::Settings;
 
 /// Between two lines about rate and time left.
 const LINE_EVERY: Duration = Duration::from_secs(2);
@@ -68,7 +67,7 @@ fn save_domain(
 ) -> Result<Outcome, Failure> {
     let settings = Settings::load()
         .map_err(|error| Failure { errno: errno_of(Errno::INVAL), message: error.to_string() })?;
-    let options = Options { live, verify: debug, policy: policy(&settings) };
+    let options = Options { live, verify: debug, policy: settings.save_policy() };
     session.log(Level::Info, &format!("Saving {domain}"));
     let mut teller = Teller::new(session, live);
     let summary = save::domain(domain, io, &options, &mut teller, stop).map_err(|error| Failure {
@@ -89,18 +88,6 @@ fn save_domain(
     );
     session.progress("Complete", 0, 0);
     Ok(Outcome::default())
-}
-
-fn policy(settings: &Settings) -> Policy {
-    match settings.policy {
-        PolicyName::Stock => Policy::Stock,
-        PolicyName::Pageferry => Policy::Predict(Wish {
-            max_downtime: settings.max_downtime,
-            max_rounds: settings.max_rounds,
-            throttle: false,
-            finish: settings.on_no_convergence == OnNoConvergence::Finish,
-        }),
-    }
 }
 
 fn restore_domain(
