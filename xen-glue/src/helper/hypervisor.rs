@@ -116,9 +116,15 @@ fn restore_domain(
     for (name, frame, served_by, port) in lines {
         session.log(Level::Info, &format!("{name}: mfn {frame:#x}, dom {}, evt {port}", served_by.0));
     }
-    if restored.different > 0 {
-        let text = format!("verify: {} pages are not what the source has", restored.different);
-        session.log(Level::Error, &text);
+    match (restored.compared, restored.different) {
+        (0, _) => {}
+        (all, 0) => {
+            session.log(Level::Info, &format!("verify: none of {all} pages differs from the source's"))
+        }
+        (all, some) => {
+            let text = format!("verify: {some} of {all} pages differ from the source's");
+            session.log(Level::Error, &text);
+        }
     }
     Ok(Outcome { store, console })
 }

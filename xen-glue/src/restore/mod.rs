@@ -76,7 +76,9 @@ pub struct Restored {
     pub pages: u64,
     /// Bytes of the stream.
     pub bytes: u64,
-    /// Pages that a verifying stream found to be different.
+    /// Pages that a verifying stream had compared.
+    pub compared: u64,
+    /// Those of them that were different.
     pub different: u64,
 }
 

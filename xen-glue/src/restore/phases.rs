@@ -11,10 +11,12 @@ use super::{Event, Phase, RestoreError, Restored, Toolstack, Wiring};
 use crate::abi::PartMut;
 use crate::channel::Channel;
 use crate::domain::{DomainError, FinalState, KindState, StaticState, Target};
-use crate::stream::{GuestType, HvmParam, Reader, Record, TscInfo, VcpuState};
+use crate::stream::{GuestType, HvmParam, PageEntry, Reader, Record, TscInfo, VcpuState};
 
 /// Pages compared at once.
 const COMPARED: usize = 64;
+/// Most pages that are named one by one where they differ.
+const NAMED: u64 = 16;
 
 /// A restore under way.
 pub(super) struct Restore<'a, T: Target, K: Toolstack> {
@@ -161,7 +163,9 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
     fn compare(&mut self, reader: &mut Reader<Channel<'a>>) -> Result<(), RestoreError> {
         let Some(mut buffers) = self.comparing.take() else { return Ok(()) };
         let mut from = 0;
-        while let Some(contents) = self.place(reader, &mut from)? {
+        loop {
+            let first = from;
+            let Some(contents) = self.place(reader, &mut from)? else { break };
             let mut done = 0;
             while done < contents {
                 let some = &mut buffers[..COMPARED.min(contents - done)];
@@ -169,8 +173,11 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
                     channel.receive(some.iter_mut().map(|page| PartMut::Bytes(&mut page.0)))
                 })?;
                 for page in some {
-                    let same = self.target.matches(done, page)?;
-                    self.restored.different += u64::from(!same);
+                    if !self.target.matches(done, page)? {
+                        let mut batch = reader.page_entries()[first..from].iter();
+                        self.differs(batch.by_ref().filter(|entry| entry.has_data()).nth(done));
+                    }
+                    self.restored.compared += 1;
                     done += 1;
                 }
             }
@@ -179,11 +186,16 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<(), RestoreError> {
-        if self.restored.different > 0 {
-            let what = format!("verify: {} pages are different", self.restored.different);
+    /// Counts a page that is not what the source says, and names it unless too many were named.
+    fn differs(&mut self, entry: Option<&PageEntry>) {
+        self.restored.different += 1;
+        if let (Some(entry), true) = (entry, self.restored.different <= NAMED) {
+            let what = format!("verify: {} differs from the source's", entry.pfn());
             self.toolstack.report(&Event::Note(&what));
         }
+    }
+
+    fn finish(&mut self) -> Result<(), RestoreError> {
         let state = std::mem::take(&mut self.last).whole(self.target.guest())?;
         self.restored.frames = self.target.finish(&state, self.wiring)?;
         Ok(())
