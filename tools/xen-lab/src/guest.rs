@@ -128,9 +128,11 @@ impl Guest {
         let file = format!("/run/lab/{}.cfg", self.name);
         host.put(&file, self.configuration().as_bytes())?;
         host.run(&format!("rm -f {CONSOLES}/guest-{0}.log {CONSOLES}/guest-{0}--incoming.log", self.name))?;
-        host.run(&format!("xl create -q {file}"))?;
-        let first = self.wait_count(host, Count::default(), wait::limit(START_SECONDS));
-        first.with_context(|| format!("{} does not come to counting", self.name))
+        wait::timed(&format!("{} boots on host {}", self.name, host.number()), || {
+            host.run(&format!("xl create -q {file}"))?;
+            let first = self.wait_count(host, Count::default(), wait::limit(START_SECONDS));
+            first.with_context(|| format!("{} does not come to counting", self.name))
+        })
     }
 
     /// What its console on `host` says; nothing before its first count. An error if anything there is wrong.
@@ -165,7 +167,9 @@ impl Guest {
     /// after it is.
     pub fn verifies_all(&self, host: &Host, since: Count) -> Result<Count> {
         let what = format!("verify every page (pass {} and one more)", since.pass + 1);
-        self.wait_for(host, wait::limit(START_SECONDS), &what, |count| count.pass >= since.pass + 2)
+        wait::timed(&format!("{} verifies every page on host {}", self.name, host.number()), || {
+            self.wait_for(host, wait::limit(START_SECONDS), &what, |count| count.pass >= since.pass + 2)
+        })
     }
 
     fn wait_for(

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 
 use crate::agent::Agent;
-use crate::cache::Cache;
+use crate::cache::{self, Cache};
 use crate::host::Host;
 use crate::place::{Place, Record};
 use crate::qemu::{Boot, Machine};
@@ -16,6 +16,9 @@ use crate::{hypervisor, machine, payload, root, wait};
 
 /// Seconds a host may take from power-on to a toolstack.
 const BOOT_SECONDS: u32 = 240;
+
+/// How long tests of somebody else on the same lab are waited for.
+const TESTS_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Two running hosts.
 pub struct Lab {
@@ -119,6 +122,19 @@ impl Lab {
             let _ = fs::remove_file(place.file(image));
         }
         place.forget()
+    }
+
+    /// Keeps others from running tests on the lab `name` meanwhile; waits for those that run.
+    pub(crate) fn lock_for_tests(cache: &Cache, name: &str) -> Result<fs::File> {
+        cache::lock(&Place::of(cache, name)?.file("tests"), TESTS_LIMIT)
+    }
+
+    /// As [`down`](Self::down), and nothing stays.
+    pub(crate) fn forget(cache: &Cache, name: &str) -> Result<()> {
+        let place = Place::of(cache, name)?;
+        let _lock = place.lock()?;
+        Self::abandon(cache, name)?;
+        fs::remove_dir_all(place.directory()).context("the lab's directory can't be removed")
     }
 
     fn with(place: Place, record: Record) -> Self {

@@ -14,6 +14,15 @@ pub fn limit(seconds: u32) -> Duration {
     Duration::from_secs(u64::from(seconds)).mul_f64(patience.unwrap_or(1.0).clamp(0.1, 100.0))
 }
 
+/// Does `work` and says how long that took: a test's steps, for whoever reads its output.
+pub fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let begun = Instant::now();
+    let outcome = work();
+    let failed = if outcome.is_err() { ", in vain" } else { "" };
+    eprintln!("    {what}: {:.1} s{failed}", begun.elapsed().as_secs_f64());
+    outcome
+}
+
 /// Asks `look` every `pause` until it gives something; an error that names `what` when `limit` has passed, with what
 /// `look` last said instead.
 pub fn until<T, W: Display>(

@@ -97,10 +97,15 @@ impl Order {
     ) {
         let spec =
             Spec { hosts: pair.hosts(), memory_mib: HOST_MEMORY_MIB, binaries: binaries.to_path_buf() };
+        // Two runs on one lab would take each other's guests for what a test has left.
+        let testing = Lab::lock_for_tests(cache, &self.lab);
         let found = Lab::find(cache, &self.lab).ok().flatten();
         let ours = found.is_none();
         let _ending = ours.then(|| EndOnSignal::arm(cache, &self.lab));
         let mut lab = match found {
+            _ if testing.is_err() => {
+                Err(anyhow::anyhow!("other tests run on the lab `{}` for very long", self.lab))
+            }
             Some(lab) if lab.spec().hosts == spec.hosts => Ok(lab),
             Some(_) => Err(anyhow::anyhow!(
                 "the lab `{}` is up with other hosts; end it, or give another --name",
@@ -126,8 +131,13 @@ impl Order {
                 lab = Lab::down(cache, &self.lab).and_then(|()| Lab::up(cache, &self.lab, spec.clone()));
             }
         }
-        if ours && let Err(error) = Lab::down(cache, &self.lab) {
-            eprintln!("the lab could not be ended: {error:#}");
+        if ours {
+            let failed = lines.iter().any(|line| matches!(line.outcome, Outcome::Failed(_)));
+            // Where something failed its logs are of use.
+            let end = if failed { Lab::down } else { Lab::forget };
+            if let Err(error) = end(cache, &self.lab) {
+                eprintln!("the lab could not be ended: {error:#}");
+            }
         }
     }
 }

@@ -12,12 +12,10 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
     let mut tests = Vec::new();
     for kind in Kind::ALL {
         let what = format!("stock/save-restore-{kind}");
-        tests.push(Test::new(pair, &what, Tier::Ci, Needs::Nothing, move |lab| save_restore(lab, kind)));
+        tests.push(Test::new(pair, &what, Tier::Full, Needs::Nothing, move |lab| save_restore(lab, kind)));
         if pair.migrates_live(kind) {
             let what = format!("stock/migrate-{kind}");
-            // Ours are compared with it in the full tier; in CI one kind shows that wire and disk are right.
-            let tier = if kind == Kind::Pvh { Tier::Ci } else { Tier::Full };
-            tests.push(Test::new(pair, &what, tier, Needs::Nothing, move |lab| migrate(lab, kind)));
+            tests.push(Test::new(pair, &what, Tier::Full, Needs::Nothing, move |lab| migrate(lab, kind)));
         }
     }
     tests
