@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{dependencies, rules, run, setup, tests_step};
+use crate::{dependencies, lab_step, rules, run, setup, tests_step};
 
 /// What a step does; the sentence it returns goes into its closing line.
 type Step = fn() -> Result<String>;
@@ -14,13 +14,14 @@ type Step = fn() -> Result<String>;
 pub(crate) fn run(no_install: bool, only: &[String]) -> Result<()> {
     let begun = Instant::now();
     let wanted = |name: &str| only.is_empty() || only.iter().any(|word| name.starts_with(word.as_str()));
-    let steps: [(&str, Step); 6] = [
+    let steps: [(&str, Step); 7] = [
         ("format", format),
         ("project rules", rules::run),
         ("dependencies", dependencies::run),
         ("lints", lints),
         ("documentation", documentation),
         ("command-line documentation", command_line),
+        ("xen lab", if no_install { lab_step::leave_out } else { lab_step::run }),
     ];
     if let Some(word) = only.iter().find(|word| {
         !steps.iter().map(|step| step.0).chain(["tests"]).any(|name| name.starts_with(word.as_str()))
@@ -28,24 +29,26 @@ pub(crate) fn run(no_install: bool, only: &[String]) -> Result<()> {
         bail!("there is no step `{word}`; the steps are {}, tests", steps.map(|step| step.0).join(", "));
     }
     section("set-up", || setup::run(!no_install))?;
+    let mut left_out = Vec::new();
     for (name, step) in steps.into_iter().filter(|step| wanted(step.0)) {
-        section(name, step)?;
+        let said = section(name, step)?;
+        left_out.extend(said.strip_prefix(lab_step::SKIPPED).map(str::to_owned));
     }
     if !wanted("tests") {
         return Ok(());
     }
     let so_far = begun.elapsed().as_secs_f64();
     println!("\n== tests (everything before them took {so_far:.0} s)");
-    tests_step::run().context("tests")
+    tests_step::run(left_out).context("tests")
 }
 
-/// A step between its heading and its closing line.
-fn section(name: &str, step: impl FnOnce() -> Result<String>) -> Result<()> {
+/// A step between its heading and its closing line. Returns the sentence in that.
+fn section(name: &str, step: impl FnOnce() -> Result<String>) -> Result<String> {
     println!("\n== {name}");
     let begun = Instant::now();
     let said = step().with_context(|| name.to_owned())?;
     println!("-- {name}: {said} ({:.1} s)", begun.elapsed().as_secs_f64());
-    Ok(())
+    Ok(said)
 }
 
 fn format() -> Result<String> {

@@ -6,6 +6,7 @@
 
 mod ci;
 mod dependencies;
+mod lab_step;
 mod lexer;
 mod mutants;
 mod rules;
@@ -28,13 +29,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Format, lints, dependency check, docs and every test; installs what that needs.
+    /// Format, lints, dependency check, docs, the Xen lab's short tier and every test; installs what that needs.
     Ci {
         /// Install nothing: fail where a tool is missing, and say how to get it.
         #[arg(long)]
         no_install: bool,
         /// Only these steps, by the beginning of their names: format, project, dependencies, lints, documentation,
-        /// command-line, tests
+        /// command-line, xen lab, tests
         #[arg(long, value_name = "STEP,...", value_delimiter = ',')]
         only: Vec<String>,
     },

@@ -130,7 +130,7 @@ fn apt(names: &[&str]) -> Result<()> {
 }
 
 /// Whether this process is root: the owner of its own directory in /proc is its effective user.
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     Path::new("/proc/self").metadata().is_ok_and(|data| data.uid() == 0)
 }

@@ -12,8 +12,8 @@ use crate::run;
 /// Where the profile in .config/nextest.toml puts its report.
 const REPORT: &str = "target/nextest/ci/junit.xml";
 
-/// Runs them.
-pub(crate) fn run() -> Result<()> {
+/// Runs them. What other steps left out is shown with what the tests did.
+pub(crate) fn run(left_out: Vec<String>) -> Result<()> {
     let report = run::root()?.join(REPORT);
     if report.try_exists()? {
         fs::remove_file(&report).with_context(|| format!("cannot remove the old {REPORT}"))?;
@@ -31,9 +31,10 @@ pub(crate) fn run() -> Result<()> {
     // The report's place is relative to the target directory.
     let summary = pass_through(command.env_remove("CARGO_TARGET_DIR"))?;
     let xml = fs::read_to_string(&report).with_context(|| format!("the test runner left no {REPORT}"))?;
-    let skipped = skipped_lines(&xml);
+    let mut skipped = left_out;
+    skipped.extend(skipped_lines(&xml));
     if !skipped.is_empty() {
-        println!("\nParts of tests that could not run here:");
+        println!("\nWhat could not run here:");
         for line in &skipped {
             println!("  {line}");
         }
