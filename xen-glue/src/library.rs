@@ -14,7 +14,7 @@ use crate::abi::DomainId;
 use crate::abi::process::BrokenPipes;
 use crate::domain::Frames;
 use crate::restore::{self, RestoreError, Wiring};
-use crate::save::{self, Options, SaveError};
+use crate::save::{self, Observation, Options, SaveError, Verdict};
 use crate::settings::Settings;
 
 /// `XCFLAGS_LIVE`.
@@ -77,6 +77,10 @@ pub(crate) trait Caller {
     }
     /// Has the device model log what it writes; none if the caller offers no way to.
     fn device_log(&mut self, _on: bool) -> Option<bool> {
+        None
+    }
+    /// The caller's own policy, if it has one, after a round and `written` pages.
+    fn judge(&mut self, _seen: &Observation, _written: u64) -> Option<Verdict> {
         None
     }
     /// Is told what the guest can't change is set, and what of it the stream had none of.
@@ -159,6 +163,10 @@ impl save::Toolstack for Teller<'_> {
 
     fn device_log(&mut self, on: bool) -> io::Result<bool> {
         self.caller.device_log(on).ok_or_else(|| missing("switch_qemu_logdirty"))
+    }
+
+    fn judge(&mut self, seen: &Observation, written: u64) -> Option<Verdict> {
+        self.caller.judge(seen, written)
     }
 
     fn report(&mut self, event: &save::Event<'_>) {

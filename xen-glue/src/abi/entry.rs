@@ -20,6 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::layout::Layout;
 use crate::library::{self, Caller, Failure};
 use crate::restore::Wiring;
+use crate::save::{Observation, Verdict};
 
 /// `XC_STREAM_PLAIN`.
 const STREAM_PLAIN: c_uint = 0;
@@ -345,6 +346,21 @@ impl Caller for CSave<'_> {
         let switch = self.callbacks.switch_qemu_logdirty?;
         // SAFETY: as above. Worth it: what a device model writes is in no log of the hypervisor's.
         Some(unsafe { switch(self.dom, c_uint::from(on), self.callbacks.data) } == 0)
+    }
+
+    fn judge(&mut self, seen: &Observation, written: u64) -> Option<Verdict> {
+        let policy = self.callbacks.precopy_policy?;
+        let stats = PrecopyStats {
+            iteration: seen.rounds,
+            total_written: written,
+            dirty_count: c_long::try_from(seen.dirty).unwrap_or(c_long::MAX),
+        };
+        // SAFETY: as above. Worth it: a caller with a policy of its own relies on being asked.
+        Some(match unsafe { policy(stats, self.callbacks.data) } {
+            0 => Verdict::GoOn,
+            1 => Verdict::Stop,
+            _ => Verdict::GiveUp,
+        })
     }
 
     fn progress(&mut self, what: &str, done: u64, total: u64) {

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::ptr::null_mut;
 use std::sync::atomic::AtomicBool;
 
-use super::entry::{CSave, SaveCallbacks};
+use super::entry::{CSave, PrecopyStats, SaveCallbacks};
 use super::process::BrokenPipes;
 use crate::library::Teller;
 use crate::save::{self, Options, Policy, SaveError};
@@ -18,6 +18,9 @@ struct Seen {
     /// Suspends the guest.
     guest: Option<std::rc::Rc<std::cell::RefCell<Guest>>>,
     switched: Vec<(u32, c_uint)>,
+    stats: Vec<(c_uint, u64, i64)>,
+    /// What the policy answers after the second round.
+    answer: c_int,
 }
 
 /// # Safety
@@ -40,10 +43,17 @@ unsafe extern "C" fn switch(domain: u32, enable: c_uint, data: *mut c_void) -> c
     0
 }
 
+unsafe extern "C" fn policy(stats: PrecopyStats, data: *mut c_void) -> c_int {
+    // SAFETY: called with the test's data.
+    let seen = unsafe { seen(data) };
+    seen.stats.push((stats.iteration, stats.total_written, stats.dirty_count));
+    if stats.iteration < 2 { 0 } else { seen.answer }
+}
+
 fn callbacks(seen: &mut Seen) -> SaveCallbacks {
     SaveCallbacks {
         suspend: Some(suspend),
-        precopy_policy: None,
+        precopy_policy: Some(policy),
         postcopy: None,
         checkpoint: None,
         wait_checkpoint: None,
@@ -67,17 +77,32 @@ fn save_with(
 }
 
 #[test]
-fn a_c_callers_callbacks_are_called() {
+fn a_c_callers_policy_goes_before_ours() {
     let guest = Guest::new(300);
-    let mut seen = Seen { guest: Some(guest.clone()), ..Seen::default() };
-    save_with(&callbacks(&mut seen), &guest).unwrap();
+    // Enough for stock's policy to go on to its fifth round.
+    guest.borrow_mut().writes = vec![(0..100).collect(); 100];
+    let mut seen = Seen { guest: Some(guest.clone()), answer: 1, ..Seen::default() };
+    let callbacks = callbacks(&mut seen);
+    assert_eq!(save_with(&callbacks, &guest).unwrap(), 2);
+    assert_eq!(seen.switched, [(7, 1), (7, 0)]);
+    assert_eq!(seen.stats, [(1, 300, 100), (2, 400, 100)]);
+}
+
+#[test]
+fn a_c_callers_policy_can_give_up() {
+    let guest = Guest::new(300);
+    guest.borrow_mut().writes = vec![(0..100).collect(); 100];
+    let mut seen = Seen { guest: Some(guest.clone()), answer: -1, ..Seen::default() };
+    let error = save_with(&callbacks(&mut seen), &guest).unwrap_err();
+    assert!(matches!(error, SaveError::GivenUp { rounds: 2 }), "{error}");
+    assert_eq!(guest.borrow().life, crate::domain::Life::Running);
     assert_eq!(seen.switched, [(7, 1), (7, 0)]);
 }
 
 #[test]
 fn a_missing_callback_is_an_error_that_names_it() {
     let guest = Guest::new(30);
-    let mut seen = Seen { guest: Some(guest.clone()), ..Seen::default() };
+    let mut seen = Seen { guest: Some(guest.clone()), answer: 1, ..Seen::default() };
     let all = callbacks(&mut seen);
     for (callbacks, name) in [
         (SaveCallbacks { suspend: None, ..all }, "suspend"),

@@ -45,6 +45,12 @@ pub enum SaveError {
         /// Pages written meanwhile.
         dirty: u64,
     },
+    /// The toolstack's own policy wants it so.
+    #[error("the toolstack gave this up after {rounds} rounds; the guest goes on")]
+    GivenUp {
+        /// Rounds done.
+        rounds: u32,
+    },
     /// Told to stop.
     #[error("cancelled; the guest goes on")]
     Cancelled,
@@ -74,6 +80,7 @@ impl SaveError {
             Self::Stream(_) => libc::EIO,
             Self::Refused { .. } | Self::NotSuspended(_) => libc::EINVAL,
             Self::NotConverging { .. } => libc::EBUSY,
+            Self::GivenUp { .. } => libc::ECANCELED,
             Self::Cancelled => libc::EINTR,
         }
     }

@@ -20,7 +20,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
 
 pub use error::SaveError;
-pub use options::{Event, Options, Phase, Policy, Summary, Toolstack};
+pub use options::{Event, Observation, Options, Phase, Policy, Summary, Toolstack, Verdict};
 
 use crate::abi::DomainId;
 use crate::domain::{Domain, HvmSource, PvSource, Source};

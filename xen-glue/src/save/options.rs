@@ -5,7 +5,8 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use mover::policy::{Decision, Observation, Wish};
+pub use mover::policy::Observation;
+use mover::policy::{Decision, Wish};
 
 /// How a save is to be done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,8 +73,24 @@ pub trait Toolstack {
     /// # Errors
     /// The toolstack can't be asked.
     fn device_log(&mut self, on: bool) -> io::Result<bool>;
+    /// What to do after a round, `written` pages in all, where the toolstack has a policy of its own: it goes before
+    /// [`Options::policy`].
+    fn judge(&mut self, _seen: &Observation, _written: u64) -> Option<Verdict> {
+        None
+    }
     /// Is told how it goes.
     fn report(&mut self, event: &Event<'_>);
+}
+
+/// What a toolstack with a policy of its own says after a round.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Another round.
+    GoOn,
+    /// Stop the guest and send the rest.
+    Stop,
+    /// Leave the guest where it is.
+    GiveUp,
 }
 
 /// How it goes.

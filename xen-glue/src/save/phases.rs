@@ -11,7 +11,7 @@ use mover::policy::{Decision, Observation};
 use mover::units::{PAGE_BYTES_U64, f64_of, u64_of, usize_of};
 
 use super::records::Records;
-use super::{Event, Options, Phase, SaveError, Summary, Toolstack};
+use super::{Event, Options, Phase, SaveError, Summary, Toolstack, Verdict};
 use crate::domain::{Batch, Life, LogRead, Source};
 use crate::stream::GuestType;
 
@@ -139,11 +139,16 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
                 Observation { rounds, dirty, dirty_before, link_rate, fixed: FIXED, speed: 100, within };
             let (rate, downtime) = (link_rate, seen.predicted());
             self.toolstack.report(&Event::Round { round: rounds, dirty, rate, downtime });
-            match self.options.policy.decide(&seen) {
-                Decision::Stop => return Ok(()),
-                Decision::GiveUp => return Err(SaveError::NotConverging { rounds, dirty }),
-                // Nothing slows a domain down yet, and no policy made here asks for it.
-                Decision::Round | Decision::Throttle(_) => {}
+            match self.toolstack.judge(&seen, self.summary.pages) {
+                Some(Verdict::Stop) => return Ok(()),
+                Some(Verdict::GiveUp) => return Err(SaveError::GivenUp { rounds }),
+                Some(Verdict::GoOn) => {}
+                None => match self.options.policy.decide(&seen) {
+                    Decision::Stop => return Ok(()),
+                    Decision::GiveUp => return Err(SaveError::NotConverging { rounds, dirty }),
+                    // Nothing slows a domain down yet, and no policy made here asks for it.
+                    Decision::Round | Decision::Throttle(_) => {}
+                },
             }
             (dirty_before, within) = (Some(dirty), self.options.policy.within(&seen));
         }
