@@ -15,7 +15,7 @@ use crate::lab::{self, Lab};
 use crate::spec::{HOST_MEMORY_MIB, HostSpec, Hypervisor, Spec, Suite};
 use crate::tests::Tier;
 use crate::tests::runner::Order;
-use crate::{payload, shell, wait};
+use crate::{headers, payload, shell, wait};
 
 /// Two real Xen hosts under QEMU's software emulation, and guests that are migrated between them.
 #[derive(Parser)]
@@ -83,6 +83,11 @@ enum Command {
         #[arg(long, value_name = "DIRECTORY")]
         binaries: Option<PathBuf>,
     },
+    /// Fetches the C headers of each release's Xen, with which tests compare our layouts.
+    Headers {
+        /// Where they go: DIRECTORY/RELEASE/usr/include.
+        directory: PathBuf,
+    },
     /// Copies what tells what happened (consoles, toolstack, guests) into a directory, and says where.
     Logs,
     /// Ends the lab.
@@ -139,6 +144,11 @@ impl Cli {
                     order.list()?.iter().for_each(|name| println!("{name}"));
                 } else if !order.run(&cache)? {
                     return Ok(ExitCode::FAILURE);
+                }
+            }
+            Command::Headers { directory } => {
+                for directory in headers::fetch(&directory)? {
+                    println!("{}", directory.display());
                 }
             }
             Command::Logs => {

@@ -23,6 +23,7 @@ pub mod cache;
 pub mod cli;
 mod cpio;
 pub mod guest;
+pub mod headers;
 pub mod host;
 mod hypervisor;
 mod image;

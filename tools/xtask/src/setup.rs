@@ -1,7 +1,7 @@
 //! What the other steps need: components of the toolchain, programs from the registry, packages of the
 //! distribution. Installs what is missing and says what for; where it may not, it says how to get it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -53,6 +53,9 @@ pub(crate) fn run(install: bool) -> Result<String> {
         }
     }
     let missing = distribution_packages(install)?;
+    if let Err(error) = xen_headers(install) {
+        println!("Xen's headers of other releases could not be had: {error:#}");
+    }
     let done = if installed.is_empty() { "nothing to install".to_owned() } else { installed.join(", ") };
     Ok(match missing.as_slice() {
         [] => format!("complete; from the registry: {done}"),
@@ -127,6 +130,24 @@ fn apt(names: &[&str]) -> Result<()> {
     // A fresh machine has no package lists yet.
     run::output(run::command("apt-get")?.args(["update", "-qq"]))?;
     install()
+}
+
+/// The headers of the Xen versions this machine does not have installed, where the tests look for them.
+fn xen_headers(install: bool) -> Result<()> {
+    let into = target()?.join("xen-headers");
+    if !install || !run::in_path("apt-get") || into.join("trixie").is_dir() && into.join("bookworm").is_dir()
+    {
+        return Ok(());
+    }
+    println!("fetching Xen's headers of Debian 12 and 13 into {}", into.display());
+    let mut lab = run::cargo(["run", "--quiet", "--locked", "--package", "xen-lab", "--", "headers"])?;
+    run::output(lab.arg(into)).map(drop)
+}
+
+/// Where cargo builds.
+fn target() -> Result<PathBuf> {
+    let named = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    Ok(run::root()?.join(named.unwrap_or_else(|| "target".into())))
 }
 
 /// Whether this process is root: the owner of its own directory in /proc is its effective user.

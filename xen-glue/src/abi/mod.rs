@@ -19,6 +19,8 @@ pub mod entry;
 mod entry_tests;
 mod evtchn;
 mod layout;
+#[cfg(test)]
+mod layout_tests;
 pub mod memory;
 pub mod process;
 pub mod pv;

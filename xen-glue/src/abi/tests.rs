@@ -1,65 +1,12 @@
-//! The layouts against the C headers of libxen-dev, and transfers over real pipes.
+//! Transfers over real pipes.
 
-use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 use std::os::fd::AsFd;
-use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use mover::memory::PageBuf;
 
-use super::{LAYOUTS, Part, PartMut, Transfer};
-
-/// Prints size and offsets in the order of [`LAYOUTS`], one number a line.
-fn program() -> String {
-    let mut c = String::from(
-        "#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n#define __XEN_TOOLS__ 1\n\
-         #include <xen/xen.h>\n#include <xen/domctl.h>\n#include <xen/memory.h>\n#include <xen/grant_table.h>\n\
-         #include <xen/hvm/hvm_op.h>\n#include <xen/sys/privcmd.h>\n#include <xen/sys/evtchn.h>\n\
-         #include <xen/arch-x86/xen.h>\n#include <xenctrl.h>\n#include <xenguest.h>\nint main(void) {\n",
-    );
-    for layout in LAYOUTS {
-        writeln!(c, "printf(\"%zu\\n\", sizeof({}));", layout.c_type).unwrap();
-        for (member, _) in layout.members.iter().filter(|(member, _)| !member.is_empty()) {
-            writeln!(c, "printf(\"%zu\\n\", offsetof({}, {member}));", layout.c_type).unwrap();
-        }
-    }
-    c + "return 0; }\n"
-}
-
-#[test]
-fn layouts_are_those_of_the_c_headers() {
-    if !Path::new("/usr/include/xen/domctl.h").exists() {
-        eprintln!("SKIPPED: no Xen headers: apt-get install libxen-dev");
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let (source, binary) = (dir.path().join("layout.c"), dir.path().join("layout"));
-    std::fs::write(&source, program()).unwrap();
-    let Ok(compiled) = Command::new("cc").arg(&source).arg("-o").arg(&binary).output() else {
-        eprintln!("SKIPPED: no C compiler: apt-get install gcc");
-        return;
-    };
-    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
-    let printed = Command::new(&binary).output().unwrap();
-    let mut numbers =
-        std::str::from_utf8(&printed.stdout).unwrap().lines().map(|line| line.parse::<usize>().unwrap());
-    let mut different = String::new();
-    for layout in LAYOUTS {
-        let bytes = numbers.next().unwrap();
-        if bytes != layout.bytes {
-            writeln!(different, "{} has {bytes} bytes, not {}", layout.c_type, layout.bytes).unwrap();
-        }
-        for (member, at) in layout.members.iter().filter(|(member, _)| !member.is_empty()) {
-            let offset = numbers.next().unwrap();
-            if offset != *at {
-                writeln!(different, "{}.{member} is at {offset}, not {at}", layout.c_type).unwrap();
-            }
-        }
-    }
-    assert!(different.is_empty() && numbers.next().is_none(), "{different}");
-}
+use super::{Part, PartMut, Transfer};
 
 /// More pieces than a system call takes, through a pipe that holds less than all of it.
 #[test]
