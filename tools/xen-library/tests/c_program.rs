@@ -113,6 +113,20 @@ fn a_program_that_links_it_is_told_why_nothing_can_be_done() {
     }
 }
 
+/// A caller whose standard error is gone, or full, is told by `errno` alone.
+#[test]
+fn a_standard_error_that_takes_nothing_ends_nobody() {
+    let Some(programs) = Programs::new() else { return };
+    let program = programs.linked();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    let mut command = Command::new(&program);
+    command.args("save 32000 null 1 0".split(' ')).env("PAGEFERRY_POLICY", "stock").stderr(full);
+    let places = library().parent().expect("it is in a directory").to_owned();
+    let output = command.env("LD_LIBRARY_PATH", places).output().expect("the program starts");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "-1 ENOENT 5 6\n");
+}
+
 #[test]
 fn before_xens_own_it_takes_plain_streams_and_leaves_the_others() {
     let Some(programs) = Programs::new() else { return };

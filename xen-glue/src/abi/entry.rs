@@ -13,6 +13,7 @@
 //! to libxenctrl's own functions as it came, and never looked into.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use std::io::{self, Write};
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -292,7 +293,10 @@ fn report_error(xch: *mut c_void, text: &str) {
             // SAFETY: `xch` is the caller's open interface, and one string for the one `%s`, alive during the call.
             unsafe { report(xch, INTERNAL_ERROR, c"%s".as_ptr(), terminated(text).as_ptr()) };
         }
-        None => eprintln!("pageferry: {text}"),
+        None => {
+            // Who reads it may be gone, which must not end the caller's process.
+            let _ = writeln!(io::stderr(), "pageferry: {text}");
+        }
     }
 }
 
