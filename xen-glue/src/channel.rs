@@ -6,8 +6,6 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
 
-use mover::units::PAGE_BYTES;
-
 use crate::abi::{Part, PartMut, Transfer};
 
 /// Bytes a pipe should hold, so that its two ends take turns less often. More than the usual limit for users; the
@@ -37,17 +35,9 @@ impl<'a> Channel<'a> {
         self.transfer.write(self.fd, std::iter::once(Part::Bytes(head)).chain(contents))
     }
 
-    /// Fills all of `pages`; how many bytes that were.
+    /// Fills all of `pages`; how many bytes, which is fewer only where the stream has ended.
     pub(crate) fn receive<'p>(&mut self, pages: impl Iterator<Item = PartMut<'p>>) -> io::Result<usize> {
-        let mut bytes = 0;
-        let counted = pages.inspect(|page| {
-            bytes += match page {
-                PartMut::Bytes(slice) => slice.len(),
-                PartMut::Page(_) => PAGE_BYTES,
-            };
-        });
-        self.transfer.read(self.fd, counted)?;
-        Ok(bytes)
+        self.transfer.read(self.fd, pages)
     }
 }
 

@@ -70,21 +70,24 @@ impl<'s> Transfer<'s> {
                 Part::Page(page) => self.add(page.address().as_ptr(), PAGE_BYTES),
             }
         }
-        self.all(write_call(to), to, PollFlags::OUT, io::ErrorKind::WriteZero)
+        if self.all(write_call(to), to, PollFlags::OUT)?.1 {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
     }
 
-    /// Fills all of `parts`, in order.
+    /// Fills all of `parts`, in order; how many bytes, which is fewer only where the stream has ended.
     ///
     /// # Errors
-    /// What `readv(2)` says; `UnexpectedEof` if the stream ends before; [`Stopped`] if told to. Some of it may have
-    /// been filled then.
+    /// What `readv(2)` says; [`Stopped`] if told to. Some of it may have been filled then.
     pub fn read<'a>(
         &mut self,
         from: BorrowedFd<'_>,
         parts: impl IntoIterator<Item = PartMut<'a>>,
-    ) -> io::Result<()> {
+    ) -> io::Result<usize> {
         self.gather_mut(parts);
-        self.all(read_call(from), from, PollFlags::IN, io::ErrorKind::UnexpectedEof)
+        Ok(self.all(read_call(from), from, PollFlags::IN)?.0)
     }
 
     /// Fills what there is of `parts`, in order, waiting for the first byte only; how many bytes, 0 at the end.
@@ -124,23 +127,26 @@ impl<'s> Transfer<'s> {
         self.pieces.push(libc::iovec { iov_base: address.cast(), iov_len: bytes });
     }
 
-    /// Repeats `call` until every piece is through.
+    /// Repeats `call` until every piece is through or it does nothing any more: how many bytes, and whether that is all.
     fn all(
         &mut self,
         call: impl Fn(&[libc::iovec]) -> libc::ssize_t,
         fd: BorrowedFd<'_>,
         ready: PollFlags,
-        ended: io::ErrorKind,
-    ) -> io::Result<()> {
-        let mut first = 0;
+    ) -> io::Result<(usize, bool)> {
+        let (mut first, mut through) = (0, 0);
         while first < self.pieces.len() {
             match self.once(&call, fd, ready, first)? {
-                0 => return Err(ended.into()),
-                done => self.advance(&mut first, done),
+                0 => break,
+                done => {
+                    self.advance(&mut first, done);
+                    through += done;
+                }
             }
         }
+        let all = first == self.pieces.len();
         self.pieces.clear();
-        Ok(())
+        Ok((through, all))
     }
 
     /// Calls `call` for the pieces from `first` on until it has done something; how many bytes.

@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 mod error;
+#[cfg(test)]
+mod hostile_tests;
 mod phases;
 
 use std::fmt;

@@ -27,7 +27,7 @@ mod page;
 mod reader;
 pub mod scan;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod writer;
 mod xl;
 

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use super::super::scan::{ScanError, Survey, scan};
 use super::super::*;
-use super::samples::{self, boundaries, read_all};
+use super::samples::{self, boundaries, cases, read_all};
 
 fn survey(bytes: &[u8]) -> Survey {
     match scan(bytes, &mut |_| Ok::<(), Infallible>(())) {
@@ -63,10 +63,11 @@ fn no_bit_of_a_header_can_be_turned_unnoticed() {
 }
 
 /// A deterministic source of choices.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self, below: usize) -> usize {
+    /// A number under `below`.
+    pub(crate) fn roll(&mut self, below: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -75,7 +76,7 @@ impl Dice {
 }
 
 /// Bends `bytes` once.
-fn mutate(bytes: &mut Vec<u8>, dice: &mut Dice) {
+pub(crate) fn mutate(bytes: &mut Vec<u8>, dice: &mut Dice) {
     const VALUES: [u32; 12] =
         [0, 1, 7, 8, 16, 0x10, 0x1000, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 128 << 20, (128 << 20) + 1];
     let starts = boundaries(bytes);
@@ -127,13 +128,13 @@ fn mapped_peak() -> u64 {
 /// nothing a stream of some kilobytes claims makes this process take the memory for it.
 #[test]
 fn bent_streams_neither_panic_nor_take_memory() {
-    const CASES: usize = 6000;
+    let cases = cases(6000);
     let samples = [samples::hvm(2), samples::pv(2), samples::hvm_with(1, false)];
     let mut dice = Dice(0x5eed);
     let (mut broken, mut passed) = (0, 0);
     survey(&samples::xl_file(&samples[0], true));
     let before = mapped_peak();
-    for case in 0..CASES {
+    for case in 0..cases {
         let mut bytes = samples[case % samples.len()].clone();
         for _ in 0..=dice.roll(4) {
             mutate(&mut bytes, &mut dice);
@@ -163,9 +164,27 @@ fn bent_streams_neither_panic_nor_take_memory() {
     let grown = mapped_peak() - before;
     assert!(grown < 64 << 20, "{} MiB more were mapped for streams of some kilobytes", grown >> 20);
     assert!(
-        broken > CASES / 2 && passed > CASES / 100,
+        broken > cases / 2 && passed > cases / 100,
         "{broken} broken, {passed} right: the bending is off"
     );
+}
+
+/// Bytes without any sense, at the start and in every place where a record could begin.
+#[test]
+fn noise_is_read_as_faults() {
+    let samples = [samples::hvm(1), samples::pv(1)];
+    let mut dice = Dice(0x0dd);
+    for case in 0..cases(2000) {
+        let sample = &samples[case % 2];
+        let starts = boundaries(sample);
+        let start = [0, starts[dice.roll(starts.len())]][usize::from(case % 5 != 0)];
+        let mut bytes = sample[..start.min(sample.len())].to_vec();
+        bytes.extend((0..dice.roll(300)).map(|_| u8::try_from(dice.roll(256)).unwrap()));
+        let (strict, mut lenient) = (read_all(&bytes), survey(&bytes));
+        lenient.faults.retain(|found| !found.fault.contains("behind the END"));
+        assert_eq!(strict.is_err(), !lenient.faults.is_empty(), "case {case}: {strict:?}");
+        assert!(strict.is_err() || start == sample.len(), "case {case}");
+    }
 }
 
 /// The largest lengths there can be, with nothing behind them. They are bodies of 16 to 64 MiB.

@@ -1,8 +1,8 @@
 //! The codec against itself, against bytes written by hand, and against whatever else may come.
 
 mod faults;
-mod hostile;
+pub(crate) mod hostile;
 mod properties;
 mod round_trip;
-mod samples;
+pub(crate) mod samples;
 mod xen_utils;

@@ -107,6 +107,11 @@ pub(crate) fn xl_file(libxc: &[u8], xenstore: bool) -> Vec<u8> {
     out
 }
 
+/// How many cases a test that makes them up tries: as many as it usually does, or `PAGEFERRY_STREAM_CASES`.
+pub(crate) fn cases(usual: usize) -> usize {
+    std::env::var("PAGEFERRY_STREAM_CASES").map_or(usual, |number| number.parse().expect("a number of cases"))
+}
+
 /// Where the records of a libxc stream begin, its end included.
 pub(crate) fn boundaries(bytes: &[u8]) -> Vec<usize> {
     let mut out = vec![IMAGE_HEADER_BYTES + DOMAIN_HEADER_BYTES];
