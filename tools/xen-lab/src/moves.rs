@@ -14,10 +14,16 @@ use crate::wait;
 
 /// Where our helper stands in dom0.
 pub const OURS: &str = "/opt/pageferry/pageferry-save-helper";
+/// Where the project's program stands in dom0.
+pub const PROGRAM: &str = "/opt/pageferry/pageferry";
+/// Where the project's library stands in dom0.
+pub const LIBRARY: &str = "/opt/pageferry/libpageferry_xen.so";
+/// Where [`put_library`] puts what runs Xen's own helper over our library.
+const OVER_LIBRARY: &str = "/run/lab/over-library";
 /// Seconds a save, restore or migration may take at most.
 const MOVE_SECONDS: u32 = 300;
 /// The port migrations take.
-const PORT: u16 = 9999;
+pub(crate) const PORT: u16 = 9999;
 
 /// TCP's options, for socat: probes of an idle connection, and an end to unanswered data (TCP_USER_TIMEOUT is option 18 of
 /// level 6, in ms).
@@ -30,13 +36,16 @@ pub enum Helper {
     Stock,
     /// The project's.
     Ours,
+    /// The one that came with Xen, with the project's library in front of its own: see [`put_library`].
+    Library,
 }
 
 impl Helper {
     /// What goes before `xl` on a command line.
-    fn environment(self) -> String {
+    pub(crate) fn environment(self) -> String {
         match self {
             Self::Stock => String::new(),
+            Self::Library => format!("LIBXL_SAVE_HELPER={OVER_LIBRARY} "),
             Self::Ours => format!("LIBXL_SAVE_HELPER={OURS} "),
         }
     }
@@ -47,6 +56,7 @@ impl fmt::Display for Helper {
         f.write_str(match self {
             Self::Stock => "stock",
             Self::Ours => "ours",
+            Self::Library => "library",
         })
     }
 }
@@ -241,6 +251,16 @@ fn no_difference(report: &Report, target: Helper) -> Result<()> {
         bail!("nothing shows that pages were compared:\n{text}");
     }
     Ok(())
+}
+
+/// Makes [`Helper::Library`] possible on `host`.
+pub fn put_library(host: &Host) -> Result<()> {
+    let script = format!(
+        "#!/bin/sh\nfor helper in /usr/lib/xen-*/bin/libxl-save-helper; do\n    LD_PRELOAD={LIBRARY} exec \"$helper\" \"$@\"\n\
+         done\n"
+    );
+    host.put(OVER_LIBRARY, script.as_bytes())?;
+    host.run(&format!("chmod +x {OVER_LIBRARY}")).map(drop)
 }
 
 /// Saves `guest` on `host` to `file` with this helper; the guest is gone then.

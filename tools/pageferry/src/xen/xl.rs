@@ -324,7 +324,8 @@ impl Xl {
                 format!(
                     "{how} The hosts lost each other while {name} changed hands: it stands still here as {away}, and may run \
                      there. If it runs there, `xl destroy {away}` here; if it does not, destroy what there is of it there, \
-                     then `xl rename {away} {name}` and `xl unpause {name}` here. Never let both run"
+                     then `xl rename {away} {name}` and `xl resume {name}` here (before Xen 4.20, which has no such command: `xl destroy` and a \
+                     new start). Never let both run"
                 ),
             );
         }

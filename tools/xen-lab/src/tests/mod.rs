@@ -3,6 +3,7 @@
 mod dropin;
 mod faults;
 mod left;
+mod library;
 pub(crate) mod runner;
 mod stock;
 
@@ -11,6 +12,7 @@ use clap::ValueEnum;
 
 use crate::guest::Kind;
 use crate::lab::Lab;
+use crate::moves::{LIBRARY, OURS, PROGRAM};
 use crate::spec::HostSpec;
 
 /// How much of it.
@@ -81,6 +83,22 @@ enum Needs {
     Nothing,
     /// Our save helper among the binaries.
     Helper,
+    /// Our library.
+    Library,
+    /// Our program, and the helper beside it.
+    Program,
+}
+
+impl Needs {
+    /// Files that have to stand in dom0.
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            Self::Nothing => &[],
+            Self::Helper => &[OURS],
+            Self::Library => &[LIBRARY],
+            Self::Program => &[OURS, PROGRAM],
+        }
+    }
 }
 
 /// What a test does: an error is its failure.
@@ -111,8 +129,9 @@ impl Test {
 
 /// Every test, in the order in which they run.
 fn all() -> Vec<Test> {
-    let of = |pair| {
-        [stock::tests(pair), dropin::tests(pair), if pair.is_broad() { faults::tests(pair) } else { vec![] }]
+    let of = |pair: Pair| {
+        let faults = if pair.is_broad() { faults::tests(pair) } else { vec![] };
+        [stock::tests(pair), dropin::tests(pair), library::tests(pair), faults]
     };
     Pair::ALL.into_iter().flat_map(|pair| of(pair).into_iter().flatten()).collect()
 }

@@ -14,7 +14,6 @@ use super::{Needs, Pair, Test, Tier, all};
 
 use crate::cache::Cache;
 use crate::lab::Lab;
-use crate::moves::OURS;
 use crate::spec::{HOST_MEMORY_MIB, Spec};
 use crate::{payload, wait};
 
@@ -196,11 +195,11 @@ fn failed(lab: &Lab, test: &Test, error: &anyhow::Error) -> Outcome {
 /// Whether the lab has what the test needs: a reason to leave it out, if not. An error if guests are in its way.
 fn ready(lab: &Lab, needs: Needs) -> Result<Option<String>> {
     clean(lab)?;
-    if needs == Needs::Helper {
+    for file in needs.files() {
         for number in 1..=2 {
-            let there = lab.host(number).attempt(&format!("test -x {OURS}"), wait::limit(30))?;
+            let there = lab.host(number).attempt(&format!("test -x {file}"), wait::limit(30))?;
             if there.code != 0 {
-                return Ok(Some(format!("host {number} has no {OURS}: it is not among the binaries")));
+                return Ok(Some(format!("host {number} has no {file}: it is not among the binaries")));
             }
         }
     }
