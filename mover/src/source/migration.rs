@@ -345,7 +345,9 @@ impl Migration {
         }
     }
 
-    fn inform_judges(&self) {
+    /// Tells the lanes' judges how long the pipes still have to work. In the last round that is no longer a matter of
+    /// balance: with `lazy` a reference costs no downtime, with `refer` the disks may take a part of what is allowed.
+    pub(super) fn inform_judges(&self) {
         let sending = &self.sending;
         let feedback = &self.heard.feedback;
         let per_page = self.disk_seconds_a_page();
@@ -353,8 +355,12 @@ impl Migration {
         let unsettled = references.saturating_sub(feedback.checked).min(references);
         let left = self.round.as_ref().map_or(0, |round| round.left());
         let link_s = f64_of(left * PAGE_BYTES_U64) / self.pipe_rate();
-        let last = self.hold == Hold::Paused && self.config.mode == Mode::Refer;
-        let disk_limit_s = if last { self.config.max_downtime.as_secs_f64() / 4.0 } else { f64::INFINITY };
+        let last = self.hold == Hold::Paused;
+        let disk_limit_s = match self.config.mode {
+            Mode::Refer if last => self.config.max_downtime.as_secs_f64() / 4.0,
+            _ => f64::INFINITY,
+        };
+        let per_page = if last && self.config.mode == Mode::Lazy { 0.0 } else { per_page };
         sending.pipes.set(Backlog { link_s, disk_s: f64_of(unsettled) * per_page, disk_limit_s }, per_page);
     }
 

@@ -28,6 +28,7 @@ impl Migration {
         }
         let pages = self.take_next();
         self.part("last harvest", began);
+        self.inform_judges();
         let number = self.post(Purpose::Last, &pages, None)?;
         let state = self.life.save_state()?;
         let length = u32::try_from(state.len()).unwrap_or(u32::MAX);
