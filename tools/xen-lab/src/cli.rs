@@ -15,7 +15,7 @@ use crate::lab::{self, Lab};
 use crate::spec::{HOST_MEMORY_MIB, HostSpec, Hypervisor, Spec, Suite};
 use crate::tests::Tier;
 use crate::tests::runner::Order;
-use crate::{headers, payload, shell, wait};
+use crate::{headers, payload, shell, speed, wait};
 
 /// Two real Xen hosts under QEMU's software emulation, and guests that are migrated between them.
 #[derive(Parser)]
@@ -88,6 +88,18 @@ enum Command {
         /// Where they go: DIRECTORY/RELEASE/usr/include.
         directory: PathBuf,
     },
+    /// Migrates a guest of 512 MiB by our helper and by stock's in turns, and prints how long each took: about 20 minutes.
+    Speed {
+        /// Migrations there and back by each helper.
+        #[arg(long, value_name = "NUMBER", default_value_t = 3)]
+        runs: usize,
+        /// How much of the guest's memory is zero, in percent; a guest for each.
+        #[arg(long, value_name = "PERCENT", default_values_t = [0, 50], value_parser = clap::value_parser!(u32).range(0..=100))]
+        zero: Vec<u32>,
+        /// Where the project's binaries are taken from; built into target/release unless given.
+        #[arg(long, value_name = "DIRECTORY")]
+        binaries: Option<PathBuf>,
+    },
     /// Copies what tells what happened (consoles, toolstack, guests) into a directory, and says where.
     Logs,
     /// Ends the lab.
@@ -150,6 +162,13 @@ impl Cli {
                 for directory in headers::fetch(&directory)? {
                     println!("{}", directory.display());
                 }
+            }
+            Command::Speed { runs, zero, binaries } => {
+                let binaries = binaries.map_or_else(payload::built, Ok)?;
+                println!(
+                    "{}",
+                    speed::Order { lab: self.name, runs: runs.max(1), zero, binaries }.run(&cache)?
+                );
             }
             Command::Logs => {
                 println!("{}", Lab::attach(&cache, &self.name)?.save_logs("asked-for")?.display())

@@ -172,6 +172,15 @@ impl Guest {
         })
     }
 
+    /// Waits until every checked page has been filled and verified for the first time.
+    pub fn verifies_once(&self, host: &Host, since: Count) -> Result<Count> {
+        wait::timed(&format!("{} fills its memory", self.name), || {
+            self.wait_for(host, wait::limit(START_SECONDS), "verify every page", |count| {
+                count.number > since.number && count.pass > 0
+            })
+        })
+    }
+
     fn wait_for(
         &self,
         host: &Host,

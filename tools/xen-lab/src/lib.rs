@@ -39,6 +39,7 @@ mod root;
 mod run;
 mod shell;
 pub mod spec;
+mod speed;
 pub mod tests;
 pub mod wait;
 

@@ -159,8 +159,9 @@ pub(crate) fn release_directory() -> Result<PathBuf> {
     Ok(workspace()?.join(target.unwrap_or_else(|| "target".into())).join("release"))
 }
 
-/// Builds the project's release binaries, as far as there are packages for them.
-pub(crate) fn build_binaries() -> Result<()> {
+/// Builds the project's release binaries, as far as there are packages for them; where they are.
+pub(crate) fn built() -> Result<PathBuf> {
+    eprintln!("building the project's binaries");
     let mut arguments = vec!["build", "-q", "--release"];
     let tools = workspace()?.join("tools");
     for (directory, package) in [
@@ -172,5 +173,6 @@ pub(crate) fn build_binaries() -> Result<()> {
             arguments.extend(["-p", package]);
         }
     }
-    cargo(&arguments, None)
+    cargo(&arguments, None)?;
+    release_directory()
 }

@@ -67,14 +67,7 @@ impl Order {
     /// Runs them, prints a table, and says whether all passed or were skipped.
     pub(crate) fn run(&self, cache: &Cache) -> Result<bool> {
         let chosen = self.chosen()?;
-        let binaries = match &self.binaries {
-            Some(binaries) => binaries.clone(),
-            None => {
-                eprintln!("building the project's binaries");
-                payload::build_binaries()?;
-                payload::release_directory()?
-            }
-        };
+        let binaries = self.binaries.clone().map_or_else(payload::built, Ok)?;
         let mut lines = Vec::new();
         for pair in Pair::ALL {
             let tests: Vec<&Test> = chosen.iter().filter(|test| test.pair == pair).collect();
