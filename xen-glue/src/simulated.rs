@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 
 use mover::bitmap::Bitmap;
@@ -15,6 +16,7 @@ use std::os::fd::AsFd;
 use crate::abi::{DomainId, Part};
 use crate::domain::{
     Batch, DomainError, FinalState, Frames, KindState, Life, LogRead, Source, StaticState, Target, Wiring,
+    difference,
 };
 use crate::stream::{DomainHeader, GuestType, HvmParam, P2mFrames, PageEntry, PageType, TscInfo};
 
@@ -266,8 +268,8 @@ impl Target for SimTarget {
         }
         Ok(())
     }
-    fn matches(&self, at: usize, expected: &mut PageBuf) -> Result<bool, DomainError> {
-        Ok(read(self.landed.borrow().memory.page(Pfn(self.batch[at]))) == *expected)
+    fn difference(&self, at: usize, expected: &mut PageBuf) -> Result<Option<Range<usize>>, DomainError> {
+        Ok(difference(&read(self.landed.borrow().memory.page(Pfn(self.batch[at]))), expected))
     }
     fn finish(&mut self, state: &FinalState, wiring: &Wiring) -> Result<Frames, DomainError> {
         assert_eq!(*wiring, WIRING);

@@ -51,8 +51,8 @@ pub struct Guest {
     pub memory_mib: u32,
     /// Its processors.
     pub vcpus: u32,
-    /// The shared disk's path in dom0.
-    pub disk: String,
+    /// The shared disk's path in dom0; none has no disk.
+    pub disk: Option<String>,
     /// MiB of its memory that the checker holds and verifies.
     pub checked_mib: u32,
     /// Pages the checker rewrites per second.
@@ -90,7 +90,7 @@ impl Guest {
             kind,
             memory_mib: if kind == Kind::Hvm { 160 } else { 128 },
             vcpus: 1,
-            disk: "/dev/vdb".into(),
+            disk: Some("/dev/vdb".into()),
             checked_mib: 32,
             dirty_per_second: 100,
             zero_percent: 25,
@@ -106,9 +106,10 @@ impl Guest {
             Kind::Hvm => "vnc=0\nvga='none'\n",
             Kind::Pv | Kind::Pvh => "",
         };
+        let disks = disk.iter().map(|disk| format!("'phy:{disk},xvda,w'")).collect::<String>();
         format!(
             "name='{name}'\ntype='{kind}'\nkernel='/lab/vmlinuz'\nramdisk='/lab/initrd'\nmemory={memory_mib}\n\
-             vcpus={vcpus}\nextra='{}'\ndisk=['phy:{disk},xvda,w']\non_crash='preserve'\n{more}",
+             vcpus={vcpus}\nextra='{}'\ndisk=[{disks}]\non_crash='preserve'\n{more}",
             self.command_line()
         )
     }

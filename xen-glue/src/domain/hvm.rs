@@ -1,6 +1,8 @@
 //! HVM and PVH guests: guest frames are what the hypervisor takes, contents pass as they are.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use mover::bitmap::Bitmap;
 use mover::memory::{GuestPage, PageBuf};
 use mover::units::Pfn;
@@ -10,7 +12,7 @@ use super::pages::{BATCH_PAGES, Pages};
 use super::populate::Populate;
 use super::{
     Batch, DomainError, FinalState, Frames, KindState, Life, LogRead, Source, StaticState, Target, Wiring,
-    grants,
+    difference, grants,
 };
 use crate::abi::{Access, ForeignWindow, Part};
 use crate::stream::{DomainHeader, GuestType, HvmParam, P2mFrames, PageEntry};
@@ -236,10 +238,10 @@ impl Target for HvmTarget {
     fn settle(&mut self) -> Result<(), DomainError> {
         Ok(())
     }
-    fn matches(&self, at: usize, expected: &mut PageBuf) -> Result<bool, DomainError> {
+    fn difference(&self, at: usize, expected: &mut PageBuf) -> Result<Option<Range<usize>>, DomainError> {
         let mut found = PageBuf::zeroed();
         self.page(at).copy_to(&mut found);
-        Ok(found == *expected)
+        Ok(difference(&found, expected))
     }
     fn finish(&mut self, state: &FinalState, wiring: &Wiring) -> Result<Frames, DomainError> {
         let KindState::Hvm { context, params } = &state.kind else {

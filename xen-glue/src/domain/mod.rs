@@ -21,4 +21,5 @@ pub use hvm::{HvmSource, HvmTarget};
 pub use pages::BATCH_PAGES;
 pub use pv::{PvSource, PvTarget};
 pub use state::{FinalState, Frames, KindState, StaticState, Wiring};
+pub(crate) use traits::difference;
 pub use traits::{Batch, Life, LogRead, Source, Target};

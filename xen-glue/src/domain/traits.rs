@@ -2,6 +2,8 @@
 //! domain made up in memory.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use mover::bitmap::Bitmap;
 use mover::memory::{GuestPage, PageBuf};
 
@@ -135,14 +137,23 @@ pub trait Target {
     /// # Errors
     /// Contents that can't be.
     fn settle(&mut self) -> Result<(), DomainError>;
-    /// Whether page `at` of the batch is what the stream says it should be.
+    /// Where page `at` of the batch is not what the stream says it should be: from the first byte that differs to
+    /// behind the last.
     ///
     /// # Errors
     /// Contents that can't be.
-    fn matches(&self, at: usize, expected: &mut PageBuf) -> Result<bool, DomainError>;
+    fn difference(&self, at: usize, expected: &mut PageBuf) -> Result<Option<Range<usize>>, DomainError>;
     /// Gives the guest the rest of its state. It is ready to run then.
     ///
     /// # Errors
     /// The hypervisor refused, or the state can't be.
     fn finish(&mut self, state: &FinalState, wiring: &Wiring) -> Result<Frames, DomainError>;
+}
+
+/// Where two pages differ: from the first byte to behind the last.
+pub(crate) fn difference(one: &PageBuf, other: &PageBuf) -> Option<Range<usize>> {
+    let differs = |at: &usize| one.0[*at] != other.0[*at];
+    let first = (0..one.0.len()).find(differs)?;
+    let last = (first..one.0.len()).rfind(differs)?;
+    Some(first..last + 1)
 }

@@ -1,6 +1,7 @@
 //! The phases of a restore.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -178,9 +179,9 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
                     channel.receive(some.iter_mut().map(|page| PartMut::Bytes(&mut page.0)))
                 })?;
                 for page in some {
-                    if !self.target.matches(done, page)? {
-                        let mut batch = reader.page_entries()[first..from].iter();
-                        self.differs(batch.by_ref().filter(|entry| entry.has_data()).nth(done));
+                    if let Some(bytes) = self.target.difference(done, page)? {
+                        let batch = &reader.page_entries()[first..from];
+                        self.differs(batch.iter().filter(|entry| entry.has_data()).nth(done), &bytes);
                     }
                     self.restored.compared += 1;
                     done += 1;
@@ -192,10 +193,11 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
     }
 
     /// Counts a page that is not what the source says, and names it unless too many were named.
-    fn differs(&mut self, entry: Option<&PageEntry>) {
+    fn differs(&mut self, entry: Option<&PageEntry>, bytes: &Range<usize>) {
         self.restored.different += 1;
         if let (Some(entry), true) = (entry, self.restored.different <= NAMED) {
-            let what = format!("verify: {} differs from the source's", entry.pfn());
+            let (pfn, first, last) = (entry.pfn(), bytes.start, bytes.end - 1);
+            let what = format!("verify: {pfn} differs from the source's between bytes {first} and {last}");
             self.toolstack.report(&Event::Note(&what));
         }
     }

@@ -46,7 +46,7 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
             add(format!("ten-migrations-{kind}"), Tier::Full, Box::new(body));
         }
     }
-    add("migrate-pvh-verified".into(), Tier::Full, Box::new(verified));
+    add("migrate-pvh-verified".into(), Tier::Full, Box::new(|lab| verified(lab, Helper::Ours)));
     for helper in [Helper::Ours, Helper::Stock] {
         let body = move |lab: &Lab| large(lab, helper);
         add(format!("migrate-1g-2-vcpus-ours-to-{helper}"), Tier::Full, Box::new(body));
@@ -157,11 +157,13 @@ fn back_and_forth(lab: &Lab, kind: Kind, times: usize) -> Result<()> {
     guest.destroy(lab.host(from))
 }
 
-/// With the pass that compares the target's pages with the source's.
-fn verified(lab: &Lab) -> Result<()> {
-    let guest = Guest::small(Kind::Pvh);
+/// With the pass that compares the target's pages with the source's. Of a guest without a disk: what a backend writes
+/// through a grant that it keeps mapped is in no log of written pages. (Nor need it be: the guest has copied it by then, or
+/// asks for it again when it resumes.) With a disk one such page differs, under stock as under ours.
+pub(super) fn verified(lab: &Lab, helper: Helper) -> Result<()> {
+    let guest = Guest { disk: None, ..Guest::small(Kind::Pvh) };
     let before = guest.create(lab.host(1))?;
-    let migration = Migration { verify: true, ..Migration::new(Helper::Ours, Helper::Ours) };
+    let migration = Migration { verify: true, ..Migration::new(helper, helper) };
     let after = lab.migrate(&guest, 1, before, &migration)?;
     guest.verifies_all(lab.host(2), after)?;
     guest.destroy(lab.host(2))

@@ -177,7 +177,7 @@ fn guest_balloons(lab: &Lab, helper: Helper) -> Result<()> {
 /// The guest's disk is not there on the target.
 fn no_disk(lab: &Lab, helper: Helper) -> Result<()> {
     lab.host(1).run("ln -sf /dev/vdb /dev/lun-of-host1")?;
-    let guest = Guest { disk: "/dev/lun-of-host1".into(), ..Guest::small(Kind::Pvh) };
+    let guest = Guest { disk: Some("/dev/lun-of-host1".into()), ..Guest::small(Kind::Pvh) };
     let before = guest.create(lab.host(1))?;
     let report = lab.try_migrate(&guest, 1, &Migration::new(helper, helper))?;
     goes_on(lab, &guest, before, helper, &report)
@@ -187,10 +187,9 @@ fn no_disk(lab: &Lab, helper: Helper) -> Result<()> {
 fn no_memory(lab: &Lab, helper: Helper) -> Result<()> {
     let free: u32 = lab.host(2).run("xl info free_memory")?.trim().parse()?;
     let guest = Guest { memory_mib: 512, ..Guest::small(Kind::Pvh) };
-    let other =
-        Guest { name: "other".into(), memory_mib: free.saturating_sub(256), ..Guest::small(Kind::Pvh) };
-    let configuration = other.configuration().replace("disk=", "#disk=");
-    lab.host(2).put("/run/lab/other.cfg", configuration.as_bytes())?;
+    let memory_mib = free.saturating_sub(256);
+    let other = Guest { name: "other".into(), memory_mib, disk: None, ..Guest::small(Kind::Pvh) };
+    lab.host(2).put("/run/lab/other.cfg", other.configuration().as_bytes())?;
     lab.host(2).run("xl create -q -p /run/lab/other.cfg")?;
     let before = guest.create(lab.host(1))?;
     let report = lab.try_migrate(&guest, 1, &Migration::new(helper, helper))?;

@@ -18,6 +18,8 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
             tests.push(Test::new(pair, &what, Tier::Full, Needs::Nothing, move |lab| migrate(lab, kind)));
         }
     }
+    let verified = |lab: &Lab| super::dropin::verified(lab, Helper::Stock);
+    tests.push(Test::new(pair, "stock/migrate-pvh-verified", Tier::Full, Needs::Nothing, verified));
     tests
 }
 

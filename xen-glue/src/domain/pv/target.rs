@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::ops::Range;
 
 use mover::memory::{GuestPage, PageBuf};
 use mover::units::{Pfn, u64_of, usize_of};
@@ -13,7 +14,9 @@ use crate::abi::{Access, ForeignWindow, HypercallBuffer, MmuextOp, SharedInfo, V
 use crate::domain::common::{Domain, LOG};
 use crate::domain::pages::BATCH_PAGES;
 use crate::domain::populate::Populate;
-use crate::domain::{DomainError, FinalState, Frames, KindState, StaticState, Target, Wiring, grants};
+use crate::domain::{
+    DomainError, FinalState, Frames, KindState, StaticState, Target, Wiring, difference, grants,
+};
 use crate::stream::{GuestType, P2mFrames, PageEntry, PageType, PvWidth, VcpuKind, VcpuState};
 
 /// Page tables pinned with one hypercall.
@@ -300,14 +303,14 @@ impl Target for PvTarget {
         self.batch = batch;
         Ok(())
     }
-    fn matches(&self, at: usize, expected: &mut PageBuf) -> Result<bool, DomainError> {
+    fn difference(&self, at: usize, expected: &mut PageBuf) -> Result<Option<Range<usize>>, DomainError> {
         let (pfn, page_type) = self.batch[at];
         if matches!(page_type, PageType::Table { .. }) {
             self.localised(expected, pfn)?;
         }
         let mut found = PageBuf::zeroed();
         self.page(at).copy_to(&mut found);
-        Ok(found == *expected)
+        Ok(difference(&found, expected))
     }
     fn finish(&mut self, state: &FinalState, wiring: &Wiring) -> Result<Frames, DomainError> {
         let KindState::Pv { shared_info, vcpus } = &state.kind else {
