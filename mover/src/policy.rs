@@ -2,7 +2,7 @@
 //!
 //! Stock is libxenguest's (`xg_sr_save.c`, `SPP_TARGET_DIRTY_COUNT` and `SPP_MAX_ITERATIONS`). Ours goes on while the
 //! next round still makes the downtime shorter, stops when it is under what is allowed and has settled (after waiting a
-//! few rounds for a better moment), throttles a guest that does not converge if that is wanted, and ends a migration that
+//! little for a better moment), throttles a guest that does not converge if that is wanted, and ends a migration that
 //! can't, as configured.
 #![forbid(unsafe_code)]
 
@@ -25,9 +25,8 @@ pub struct Observation {
     pub fixed: Duration,
     /// Guest's speed now, percent.
     pub speed: u8,
-    /// Rounds in a row, up to the one before this, after which the guest could have been stopped: see
-    /// [`Self::within_now`].
-    pub within: u32,
+    /// How long ago the downtime first was what is allowed; zero if it was not before.
+    pub waited: Duration,
 }
 
 impl Observation {
@@ -37,10 +36,10 @@ impl Observation {
         let seconds = f64_of(self.dirty * PAGE_BYTES_U64) / self.link_rate.max(1.0);
         self.fixed + Duration::from_secs_f64(seconds.min(1e6))
     }
-    /// The same with this round counted: what `within` is after the next.
+    /// Whether the guest may be stopped now.
     #[must_use]
-    pub fn within_now(&self, wish: &Wish) -> u32 {
-        if self.predicted() <= wish.max_downtime { self.within + 1 } else { 0 }
+    pub fn fits(&self, wish: &Wish) -> bool {
+        self.predicted() <= wish.max_downtime
     }
     fn shrinks(&self) -> bool {
         self.dirty_before.is_none_or(|before| self.dirty * 10 < before * 8)
@@ -80,9 +79,8 @@ const STOCK_DIRTY: u64 = 50;
 const SETTLED: Duration = Duration::from_millis(1);
 /// Transfer time of the last round not worth waiting for a better moment.
 const SHORT: Duration = Duration::from_millis(3);
-/// Rounds under what is allowed that may pass while waiting for one: a guest writes in bursts, and each of these rounds
-/// is at most as long as the downtime it may save.
-const CHANCES: u32 = 12;
+/// How often the longest downtime one may be waited: a guest writes in bursts.
+const PATIENCE: u32 = 10;
 /// Slowest speed a guest is throttled to, percent.
 const SLOWEST: u8 = 5;
 
@@ -97,10 +95,10 @@ pub fn stock(rounds: u32, dirty: u64) -> Decision {
 pub fn decide(seen: &Observation, wish: &Wish) -> Decision {
     let predicted = seen.predicted();
     let last = seen.rounds >= wish.max_rounds;
-    if predicted <= wish.max_downtime {
+    if seen.fits(wish) {
         let transfer = predicted.saturating_sub(seen.fixed);
-        let settled =
-            transfer <= SETTLED || !seen.shrinks() && (transfer <= SHORT || seen.within_now(wish) >= CHANCES);
+        let settled = transfer <= SETTLED
+            || !seen.shrinks() && (transfer <= SHORT || seen.waited >= PATIENCE * wish.max_downtime);
         return if settled || last { Decision::Stop } else { Decision::Round };
     }
     match (seen.shrinks(), last) {
@@ -128,7 +126,7 @@ mod tests {
         link_rate: 100e6,
         fixed: Duration::from_millis(5),
         speed: 100,
-        within: 0,
+        waited: Duration::ZERO,
     };
 
     #[test]
@@ -158,7 +156,7 @@ mod tests {
             ),
             (
                 "short enough, and no better moment came",
-                seen(|s| (s.dirty_before, s.within) = (Some(1100), 11)),
+                seen(|s| (s.dirty_before, s.waited) = (Some(1100), WISH.max_downtime * 10)),
                 WISH,
                 Decision::Stop,
             ),

@@ -23,7 +23,7 @@ const FIXED_DOWNTIME: Duration = Duration::from_millis(5);
 impl Migration {
     /// Round after round until the policy says stop.
     pub(super) fn live_rounds(&mut self) -> Result<(), Error> {
-        let (mut dirty_before, mut within) = (None, 0);
+        let (mut dirty_before, mut fitted_at) = (None, None);
         let mut sent_before: Option<Bitmap> = None;
         loop {
             let pages = self.take_next();
@@ -35,7 +35,9 @@ impl Migration {
             self.live_round(&pages, hot.as_ref())?;
             self.harvest()?;
             let dirty = self.next.count();
-            let seen = self.observe(dirty, dirty_before, within);
+            let now = self.around.runtime.now();
+            let waited = fitted_at.map_or(Duration::ZERO, |at| now.since(at));
+            let seen = self.observe(dirty, dirty_before, waited);
             match self.decide(&seen) {
                 Decision::Stop if !self.disks_lag() || self.rounds >= self.config.max_rounds => return Ok(()),
                 // All is to be loaded before the restart: the guest had better run while it is.
@@ -60,7 +62,8 @@ impl Migration {
                     });
                 }
             }
-            (dirty_before, within) = (Some(dirty), seen.within_now(&self.wish()));
+            fitted_at = fitted_at.or(seen.fits(&self.wish()).then_some(now));
+            dirty_before = Some(dirty);
             sent_before = Some(pages);
         }
     }
@@ -108,7 +111,7 @@ impl Migration {
         self.config.mode == Mode::Refer && seconds > self.config.max_downtime.as_secs_f64() / 4.0
     }
 
-    fn observe(&self, dirty: u64, dirty_before: Option<u64>, within: u32) -> Observation {
+    fn observe(&self, dirty: u64, dirty_before: Option<u64>, waited: Duration) -> Observation {
         Observation {
             rounds: self.rounds,
             dirty,
@@ -116,7 +119,7 @@ impl Migration {
             link_rate: self.link_rate,
             fixed: FIXED_DOWNTIME,
             speed: self.speed,
-            within,
+            waited,
         }
     }
 

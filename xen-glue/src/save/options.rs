@@ -41,12 +41,9 @@ impl Policy {
             Self::Predict(wish) => mover::policy::decide(seen, wish),
         }
     }
-    /// Rounds in a row after which the guest could have been stopped.
-    pub(super) fn within(&self, seen: &Observation) -> u32 {
-        match self {
-            Self::Stock => 0,
-            Self::Predict(wish) => seen.within_now(wish),
-        }
+    /// Whether the guest may be stopped now, as far as its downtime goes.
+    pub(super) fn fits(&self, seen: &Observation) -> bool {
+        matches!(self, Self::Predict(wish) if seen.fits(wish))
     }
 }
 

@@ -126,7 +126,7 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
     fn rounds(&mut self) -> Result<(), SaveError> {
         self.start_logging()?;
         self.dirty.set_all();
-        let (mut dirty_before, mut within) = (None, 0);
+        let (mut dirty_before, mut fitted_at) = (None, None);
         loop {
             let begun = Instant::now();
             let sent = self.send(false)?;
@@ -135,8 +135,9 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
             let dirty = self.source.log_read(LogRead::Round, &mut self.dirty)?;
             let link_rate = f64_of(sent * PAGE_BYTES_U64) / begun.elapsed().as_secs_f64().max(1e-6);
             let rounds = self.summary.rounds;
+            let waited = fitted_at.map_or(Duration::ZERO, |at: Instant| at.elapsed());
             let seen =
-                Observation { rounds, dirty, dirty_before, link_rate, fixed: FIXED, speed: 100, within };
+                Observation { rounds, dirty, dirty_before, link_rate, fixed: FIXED, speed: 100, waited };
             let (rate, downtime) = (link_rate, seen.predicted());
             self.toolstack.report(&Event::Round { round: rounds, dirty, rate, downtime });
             match self.toolstack.judge(&seen, self.summary.pages) {
@@ -150,7 +151,8 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
                     Decision::Round | Decision::Throttle(_) => {}
                 },
             }
-            (dirty_before, within) = (Some(dirty), self.options.policy.within(&seen));
+            fitted_at = fitted_at.or(self.options.policy.fits(&seen).then(Instant::now));
+            dirty_before = Some(dirty);
         }
     }
 
