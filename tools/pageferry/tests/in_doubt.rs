@@ -30,39 +30,46 @@ enum Slow {
 /// A wire between the ends that can be cut while a message is on it.
 struct Wire {
     address: String,
-    cut: Arc<AtomicBool>,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Nothing comes out of the slow direction any more.
+    held: AtomicBool,
+    cut: AtomicBool,
 }
 
 impl Wire {
     fn to(target: &str, slow: Slow) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address").to_string();
-        let (cut, target) = (Arc::new(AtomicBool::new(false)), target.to_owned());
-        let there = Arc::clone(&cut);
+        let (state, target) = (Arc::new(State::default()), target.to_owned());
+        let there = Arc::clone(&state);
         thread::spawn(move || {
             for from in listener.incoming().map_while(Result::ok) {
-                if there.load(SeqCst) {
+                if there.cut.load(SeqCst) {
                     return;
                 }
                 let to = TcpStream::connect(&target).expect("the target listens");
                 let again =
                     || (from.try_clone().expect("a descriptor"), to.try_clone().expect("a descriptor"));
                 let (one, other) = (again(), again());
-                let cut = Arc::clone(&there);
-                thread::spawn(move || carry(one.0, one.1, slow == Slow::ToTarget, &cut));
-                let cut = Arc::clone(&there);
-                thread::spawn(move || carry(other.1, other.0, slow == Slow::ToSource, &cut));
+                let state = Arc::clone(&there);
+                thread::spawn(move || carry(one.0, one.1, slow == Slow::ToTarget, &state));
+                let state = Arc::clone(&there);
+                thread::spawn(move || carry(other.1, other.0, slow == Slow::ToSource, &state));
             }
         });
-        Self { address, cut }
+        Self { address, state }
     }
 }
 
 /// Carries bytes one way until either end, or the wire, is gone.
-fn carry(mut from: TcpStream, mut to: TcpStream, slow: bool, cut: &AtomicBool) {
+fn carry(mut from: TcpStream, mut to: TcpStream, slow: bool, state: &State) {
     let mut buffer = vec![0; 64 * 1024];
     from.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
-    while !cut.load(SeqCst) {
+    while !state.cut.load(SeqCst) {
         let bytes = match from.read(&mut buffer) {
             Ok(0) => break,
             Ok(bytes) => bytes,
@@ -72,7 +79,10 @@ fn carry(mut from: TcpStream, mut to: TcpStream, slow: bool, cut: &AtomicBool) {
         if slow && bytes < SHORT {
             thread::sleep(DELAY);
         }
-        if cut.load(SeqCst) || to.write_all(&buffer[..bytes]).is_err() {
+        while slow && state.held.load(SeqCst) && !state.cut.load(SeqCst) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        if state.cut.load(SeqCst) || to.write_all(&buffer[..bytes]).is_err() {
             break;
         }
     }
@@ -104,14 +114,23 @@ fn until_gone(host: &Host, guest: &str) {
     }
 }
 
+/// Waits until `guest` runs.
+fn until_running(host: &Host, guest: &str) {
+    let began = Instant::now();
+    while !host.runs(guest) {
+        assert!(began.elapsed() < LIMIT, "{guest} does not run");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn address_of(line: &str) -> &str {
     let mut words = line.split_whitespace().skip_while(|word| *word != "--to");
     words.nth(1).expect("an address")
 }
 
-/// Migrates `desk` and cuts the wire once the records of `watched` say `word`, killing the target with it. Returns the
-/// migration's number.
-fn lose(host: &Host, slow: Slow, watched: &str, word: &str) -> String {
+/// Migrates `desk` and cuts the wire once the records of `watched` say `word` and `then` has returned, killing the target
+/// with it. Returns the migration's number.
+fn lose(host: &Host, slow: Slow, watched: &str, word: &str, then: impl FnOnce()) -> String {
     let mut receive = host.command();
     receive.env("XDG_STATE_HOME", host.path("state-there"));
     let (mut target, line) = host.receive_by(receive, &[]);
@@ -124,8 +143,10 @@ fn lose(host: &Host, slow: Slow, watched: &str, word: &str) -> String {
             })
         });
         until_recorded(&host.path(watched), word);
+        wire.state.held.store(true, SeqCst);
+        then();
         target.kill().expect("it runs");
-        wire.cut.store(true, SeqCst);
+        wire.state.cut.store(true, SeqCst);
         sending.join().expect("no panic")
     });
     end(target);
@@ -140,7 +161,7 @@ fn lose(host: &Host, slow: Slow, watched: &str, word: &str) -> String {
 #[test]
 fn a_commit_that_never_arrived_is_taken_back() {
     let Some(host) = Host::new() else { return };
-    let migration = lose(&host, Slow::ToTarget, "state", "committed");
+    let migration = lose(&host, Slow::ToTarget, "state", "committed", || {});
     assert!(!host.runs("desk"), "given up: it must not run before the other end has been asked");
     assert!(!host.runs("moved"), "never started");
     let wrong = host.run(&["resolve", "ffffffff", "--here"]);
@@ -154,7 +175,8 @@ fn a_commit_that_never_arrived_is_taken_back() {
 #[test]
 fn a_start_that_was_never_confirmed_is_settled_for_the_target() {
     let Some(host) = Host::new() else { return };
-    let migration = lose(&host, Slow::ToSource, "state-there", "started");
+    // The record comes first: killed in between, the target would leave no guest.
+    let migration = lose(&host, Slow::ToSource, "state-there", "started", || until_running(&host, "moved"));
     assert!(!host.runs("desk"), "it runs there");
     let there = host.command().env("XDG_STATE_HOME", host.path("state-there")).arg("resolve").output();
     let there = there.expect("the program starts");
