@@ -162,8 +162,9 @@ fn references(lane: &[u8], guest: PageCount) -> BTreeMap<Pfn, (BlockAddress, Che
     let mut rest = &lane[HELLO_BYTES..];
     while let Some((header, behind)) = rest.split_first_chunk::<HEADER_BYTES>() {
         let header = Header::decode(header).unwrap();
-        let (entries, rest_of_table) = behind.split_at(header.table_bytes());
-        rest = &rest_of_table[header.filled_table_bytes() - header.table_bytes()..];
+        let (filled, behind) = behind.split_at(header.filled_table_bytes());
+        let entries = &filled[..header.table_bytes()];
+        rest = behind;
         match header.kind {
             Kind::Data => rest = &rest[header.count * PAGE_BYTES..],
             Kind::References => {

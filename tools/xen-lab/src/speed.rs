@@ -70,7 +70,8 @@ impl Order {
                 zero_percent,
                 ..Guest::small(Kind::Pvh)
             };
-            let mut count = guest.create(lab.host(1))?;
+            let created = guest.create(lab.host(1))?;
+            let mut count = guest.verifies_once(lab.host(1), created)?;
             let mut pair =
                 [Helper::Stock, Helper::Ours].map(|helper| Row { zero_percent, helper, taken: vec![] });
             for run in 0..self.runs {
