@@ -82,7 +82,8 @@ fn documentation() -> Result<String> {
 /// The man page and the shell completions are made from the same definitions as the program: they must come out.
 fn command_line() -> Result<String> {
     let pageferry = |arguments: &[&str]| -> Result<String> {
-        let mut command = run::cargo(["run", "--quiet", "--locked", "--package", "pageferry", "--"])?;
+        // No package is named, as in the README's commands: they must not be ambiguous.
+        let mut command = run::cargo(["run", "--quiet", "--locked", "--"])?;
         run::output(command.args(arguments))
     };
     let man = pageferry(&["man"])?;
