@@ -7,8 +7,10 @@
 //!   early ------------------> switching ------------------> held
 //!   write through a window    nothing is written; what was   release outstanding pages,
 //!                             being written is waited for    drop everything else
+//!                                       `-----------------> sealed
+//!                                        nothing outstanding drop everything
 //! ```
-//! Whoever writes claims the page first and reads the mode after; [`Landing::hold_back`] sets the mode first and reads
+//! Whoever writes claims the page first and reads the mode after; [`Landing::hold_back`] and [`Landing::seal`] set the mode first and reads
 //! the table after. So either the writer sees the switch, or the switch sees the writer's claim and waits.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
@@ -27,6 +29,7 @@ use crate::units::{PAGE_BYTES, Pfn, Version};
 const EARLY: u8 = 0;
 const SWITCHING: u8 = 1;
 const HELD: u8 = 2;
+const SEALED: u8 = 3;
 /// How long to wait on the `settled` bell before looking again whether the migration has failed.
 const GLANCE: Duration = Duration::from_millis(20);
 
@@ -148,6 +151,7 @@ impl Landing {
         let mode = self.mode.load(SeqCst);
         let claim = match mode {
             SWITCHING => return Claim::Busy,
+            SEALED => return Claim::Stale,
             _ => self.table.claim(pfn, version, mode != EARLY),
         };
         self.runtime.interleave();
@@ -257,17 +261,107 @@ impl Landing {
     /// Returns them. Called once, when all rounds are in; loads go on before and after.
     pub fn hold_back(&self, hold: &Arc<dyn HoldBack>) -> Result<Bitmap, Error> {
         assert!(self.hold.set(Arc::clone(hold)).is_ok(), "pages are held back once");
-        self.mode.store(SWITCHING, SeqCst);
-        let outstanding = loop {
-            let heard = self.settled.heard();
-            match self.table.survey() {
-                (outstanding, None) => break outstanding,
-                (_, Some(_)) => self.wait_settled(heard)?,
-            }
-        };
+        let outstanding = self.switch()?;
         hold.hold_back(&outstanding)?;
         self.mode.store(HELD, SeqCst);
         self.runtime.ring(&self.settled);
         Ok(outstanding)
+    }
+
+    /// The switch where nothing is outstanding: from here on the memory is the guest's, and whatever still comes in (the
+    /// answer to a refetch whose page has come by another way meanwhile) is dropped, however new.
+    pub fn seal(&self) -> Result<(), Error> {
+        self.switch()?;
+        self.mode.store(SEALED, SeqCst);
+        self.runtime.ring(&self.settled);
+        Ok(())
+    }
+
+    /// Lets nobody write from here on, and waits for those who do; what is outstanding then.
+    fn switch(&self) -> Result<Bitmap, Error> {
+        self.mode.store(SWITCHING, SeqCst);
+        loop {
+            let heard = self.settled.heard();
+            match self.table.survey() {
+                (outstanding, None) => return Ok(outstanding),
+                (_, Some(_)) => self.wait_settled(heard)?,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Mapping;
+    use crate::runtime::Threads;
+    use crate::units::PageCount;
+    use std::os::fd::AsFd;
+
+    struct Pages(Arc<Mapping>);
+
+    impl GuestMemory for Pages {
+        fn pages(&self) -> PageCount {
+            self.0.pages()
+        }
+        fn pinnable(&self) -> bool {
+            false
+        }
+        fn window(&self, capacity: usize) -> Result<Window, GuestError> {
+            Ok(self.0.window(capacity))
+        }
+        fn map(&self, pfns: &[Pfn], window: &mut Window) -> Result<(), GuestError> {
+            self.0.fill(pfns.iter().map(|pfn| Some(*pfn)), window);
+            Ok(())
+        }
+        fn untouched(&self, _: &mut Bitmap) -> Result<(), GuestError> {
+            Ok(())
+        }
+    }
+
+    fn landing() -> (Landing, Arc<Mapping>) {
+        let file = rustix::fs::memfd_create("landing", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 8192).unwrap();
+        let mapping = Arc::new(Mapping::shared(file.as_fd(), 8192, false).unwrap());
+        let memory = Arc::new(Pages(Arc::clone(&mapping)));
+        (Landing::new(memory, Arc::new(Threads::new()), Arc::default()), mapping)
+    }
+
+    /// The answer to a refetch may come when the page has come as newer data before, and the guest is running on it.
+    #[test]
+    fn sealed_memory_is_not_written_however_new_the_data() {
+        let (landing, mapping) = landing();
+        let mut window = landing.memory.window(1).unwrap();
+        let mut land = |version, byte| {
+            landing.land(Pfn(1), Version(version), &mut PageBuf([byte; PAGE_BYTES]), &mut window).unwrap()
+        };
+        assert_eq!(land(3, 7), Landed::Placed);
+        landing.seal().unwrap();
+        assert_eq!(land(9, 8), Landed::Dropped);
+        let mut page = PageBuf::zeroed();
+        mapping.page(Pfn(1)).copy_to(&mut page);
+        assert!(page.0 == [7; PAGE_BYTES]);
+        assert!(!landing.is_early());
+    }
+
+    /// Who writes when the seal is set is waited for.
+    #[test]
+    fn sealing_waits_for_a_page_that_is_being_written() {
+        let (landing, _) = landing();
+        let Claim::Granted(before) = landing.claim(Pfn(0), Version(1)) else {
+            panic!("nobody else is there")
+        };
+        std::thread::scope(|scope| {
+            let sealing = scope.spawn(|| landing.seal());
+            while landing.is_early() {
+                std::thread::yield_now();
+            }
+            assert_eq!(landing.claim(Pfn(1), Version(1)), Claim::Busy);
+            assert!(!sealing.is_finished());
+            landing.table.placed(Pfn(0), Version(1), before);
+            landing.runtime.ring(&landing.settled);
+            sealing.join().unwrap().unwrap();
+        });
+        assert_eq!(landing.claim(Pfn(1), Version(1)), Claim::Stale);
     }
 }

@@ -44,7 +44,10 @@ impl Reception {
         }
         match self.lazy.clone() {
             Ok(hold) if self.shape.lazy => self.hold_back(&hold)?,
-            _ => self.wait_for(|r| r.landing.table.outstanding() == 0)?,
+            _ => {
+                self.wait_for(|r| r.landing.table.outstanding() == 0)?;
+                self.landing.seal()?;
+            }
         }
         self.life.load_state(&self.heard.state)?;
         self.stage = Stage::Ready;
