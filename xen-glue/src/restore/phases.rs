@@ -106,6 +106,7 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
                 Record::HvmParams(params) => self.last.params = params,
                 Record::SharedInfo(page) => self.last.shared_info = Some(page),
                 Record::Vcpu(state) => self.last.vcpu(state, self.target.vcpus())?,
+                Record::Lanes(_) | Record::LanesDone(_) => return Err(no_lanes().into()),
                 Record::Optional { .. } => {}
                 Record::End => break,
             }
@@ -207,6 +208,12 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
         self.restored.frames = self.target.finish(&state, self.wiring)?;
         Ok(())
     }
+}
+
+/// Of a stream whose page contents come another way, of which there is none.
+fn no_lanes() -> DomainError {
+    let what = "its page contents come on lanes, and none were opened from here".to_owned();
+    DomainError::Stream { what }
 }
 
 impl Collected {

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::error::Fault;
-use super::limits;
+use super::{ferry, limits};
 
 /// Bit 31 of a record's type: who does not know it may skip it.
 pub const OPTIONAL: u32 = 1 << 31;
@@ -42,6 +42,10 @@ pub enum Kind {
     CpuidPolicy,
     /// 0x12, what model-specific registers say in the guest.
     MsrPolicy,
+    /// 0x50460001, ours: page contents come on the lanes from here on.
+    Lanes,
+    /// 0x50460002, ours: what has come on them.
+    LanesDone,
 }
 
 /// Which state of a virtual CPU; each is an opaque blob of one pair of domctls.
@@ -125,7 +129,7 @@ impl Shape {
 }
 
 impl Kind {
-    /// All of them, by number.
+    /// Those of the specification, by number.
     pub const ALL: [Self; 19] = [
         Self::End,
         Self::PageData,
@@ -148,9 +152,24 @@ impl Kind {
         Self::MsrPolicy,
     ];
 
+    /// Records of our own, which the specification does not have.
+    pub const OURS: [Self; 2] = [Self::Lanes, Self::LanesDone];
+
+    /// Its place among all of them.
+    pub(crate) fn index(self) -> u32 {
+        match self {
+            Self::Lanes => 19,
+            Self::LanesDone => 20,
+            known => known.number(),
+        }
+    }
+
     /// The record with this type.
     #[must_use]
     pub fn from_number(number: u32) -> Option<Self> {
+        if let Some(ours) = Self::OURS.into_iter().find(|kind| kind.number() == number) {
+            return Some(ours);
+        }
         usize::try_from(number).ok().and_then(|place| Self::ALL.get(place)).copied()
     }
 
@@ -177,10 +196,12 @@ impl Kind {
             Self::StaticDataEnd => 0x10,
             Self::CpuidPolicy => 0x11,
             Self::MsrPolicy => 0x12,
+            Self::Lanes => 0x5046_0001,
+            Self::LanesDone => 0x5046_0002,
         }
     }
 
-    /// The name the specification gives it.
+    /// The name the specification gives it, or ours.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -203,6 +224,8 @@ impl Kind {
             Self::StaticDataEnd => "STATIC_DATA_END",
             Self::CpuidPolicy => "X86_CPUID_POLICY",
             Self::MsrPolicy => "X86_MSR_POLICY",
+            Self::Lanes => "LANES",
+            Self::LanesDone => "LANES_DONE",
         }
     }
 
@@ -231,6 +254,11 @@ impl Kind {
             Self::CheckpointDirtyPfns => Shape::units(0, 8, 0, limits::RECORD_BYTES_MAX / 8),
             Self::CpuidPolicy => Shape::units(0, CPUID_LEAF_BYTES, 1, limits::POLICY_ENTRIES_MAX),
             Self::MsrPolicy => Shape::units(0, MSR_ENTRY_BYTES, 1, limits::POLICY_ENTRIES_MAX),
+            Self::Lanes => {
+                let most = u32::try_from(limits::RUNS_MAX).unwrap_or(u32::MAX);
+                Shape::units(ferry::LANES_HEAD, ferry::RUN_BYTES, 1, most).or_empty()
+            }
+            Self::LanesDone => Shape::exactly(ferry::LANES_DONE_BYTES),
         };
         if shape.holds(length) {
             return Ok(());
@@ -247,6 +275,10 @@ mod tests {
     fn numbers_and_places_agree() {
         for (place, kind) in Kind::ALL.into_iter().enumerate() {
             assert_eq!(usize::try_from(kind.number()).unwrap(), place, "{}", kind.name());
+            assert_eq!(Kind::from_number(kind.number()), Some(kind));
+        }
+        for (place, kind) in (19..).zip(Kind::OURS) {
+            assert_eq!(kind.index(), place);
             assert_eq!(Kind::from_number(kind.number()), Some(kind));
         }
         assert_eq!(Kind::from_number(0x13), None);

@@ -27,6 +27,12 @@ pub const HVM_PARAMS_MAX: u32 = 1024;
 pub const POLICY_ENTRIES_MAX: u32 = 4096;
 /// Longest body of an optional record that is handed to the caller, bytes; a longer one is skipped.
 pub const OPTIONAL_BYTES_MAX: u32 = 64 << 10;
+/// Most addresses of an offer.
+pub const OFFER_ADDRESSES_MAX: usize = 16;
+/// Longest address of an offer, in bytes: a host's name and a port.
+pub const OFFER_ADDRESS_BYTES_MAX: usize = 280;
+/// Most runs of frames that LANES may name.
+pub const RUNS_MAX: usize = 1 << 16;
 /// Longest emulator state or emulator's xenstore data in a libxl stream, bytes. QEMU's is some 100 KiB.
 pub const EMULATOR_BYTES_MAX: u32 = 64 << 20;
 /// Longest optional data behind xl's file header, bytes: the domain's configuration, some kilobytes.

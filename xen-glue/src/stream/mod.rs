@@ -15,6 +15,7 @@
 
 mod body;
 mod error;
+mod ferry;
 mod fields;
 mod header;
 mod input;
@@ -33,6 +34,7 @@ mod xl;
 
 pub use body::{HvmParam, P2mFrames, PvWidth, TscInfo, VcpuState};
 pub use error::{Fault, StreamError};
+pub use ferry::{Lanes, LanesDone, OFFER, Offer};
 pub use header::{DOMAIN_HEADER_BYTES, DomainHeader, GuestType, IMAGE_HEADER_BYTES};
 pub use kind::{
     CPUID_LEAF_BYTES, Kind, MSR_ENTRY_BYTES, OPTIONAL, VCPU_CONTEXT_32, VCPU_CONTEXT_64, VcpuKind,

@@ -4,6 +4,7 @@
 //!   v3, PV:   PV_INFO, policies | STATIC_DATA_END | P2M_FRAMES | PAGE_DATA.. [VERIFY PAGE_DATA..] | VCPU_* , SHARED_INFO, TSC | END
 //!   v3, HVM:           policies | STATIC_DATA_END |              PAGE_DATA.. [VERIFY PAGE_DATA..] , HVM_PARAMS, HVM_CONTEXT, TSC | END
 //!   v2: the same without policies; STATIC_DATA_END is inferred before the first P2M_FRAMES (PV) or PAGE_DATA (HVM)
+//!   ours, v3, HVM: LANES in the place of the pages or behind some of them, then neither PAGE_DATA nor VERIFY; LANES_DONE
 //! ```
 //!
 //! A comma joins what may come in any order. The specification wants HVM_PARAMS before HVM_CONTEXT and Xen's own saver
@@ -30,7 +31,7 @@ pub(crate) struct Order {
 }
 
 fn bit(kind: Kind) -> u32 {
-    1 << kind.number()
+    1 << kind.index()
 }
 
 impl Order {
@@ -88,6 +89,15 @@ impl Order {
             _ if self.version >= 3 && !self.seen(Kind::StaticDataEnd) => return early(Kind::StaticDataEnd),
             _ => {}
         }
+        if kind == Kind::LanesDone && !self.seen(Kind::Lanes) {
+            return early(Kind::Lanes);
+        }
+        if matches!(kind, Kind::PageData | Kind::Verify) && self.seen(Kind::Lanes) {
+            return late(Kind::Lanes);
+        }
+        if kind == Kind::Lanes && self.seen(Kind::Verify) {
+            return late(Kind::Verify);
+        }
         if self.guest == GuestType::Hvm {
             if kind == Kind::Verify && !self.seen(Kind::PageData) {
                 return early(Kind::PageData);
@@ -116,6 +126,10 @@ impl Order {
                 misplaced("a plain stream: Remus and COLO are left to Xen's own tools")
             }
             (Kind::StaticDataEnd | Kind::CpuidPolicy | Kind::MsrPolicy, _) if self.version < 3 => {
+                misplaced("a stream of version 2")
+            }
+            (Kind::Lanes | Kind::LanesDone, GuestType::Pv) => misplaced("a PV guest's stream"),
+            (Kind::Lanes | Kind::LanesDone, GuestType::Hvm) if self.version < 3 => {
                 misplaced("a stream of version 2")
             }
             (Kind::PvInfo | Kind::P2mFrames | Kind::Vcpu(_) | Kind::SharedInfo, GuestType::Hvm) => {
@@ -158,6 +172,9 @@ impl Order {
                 Kind::SharedInfo,
                 Kind::Vcpu(VcpuKind::Basic),
             ],
+            GuestType::Hvm if self.seen(Kind::Lanes) => {
+                &[Kind::StaticDataEnd, Kind::LanesDone, Kind::HvmParams, Kind::HvmContext]
+            }
             GuestType::Hvm => &[Kind::StaticDataEnd, Kind::PageData, Kind::HvmParams, Kind::HvmContext],
         };
         match needed.iter().find(|&&kind| !self.seen(kind)) {

@@ -19,6 +19,7 @@ use mover::units::{PAGE_BYTES_U64, u64_of, usize_of};
 
 use super::body::{self, HvmParam, P2mFrames, PvWidth, TscInfo, VcpuState, page_data_bytes};
 use super::error::{Fault, StreamError};
+use super::ferry::{Lanes, LanesDone};
 use super::fields::{padding, u32_at, u64_at};
 use super::header::{DOMAIN_HEADER_BYTES, DomainHeader, GuestType, IMAGE_HEADER_BYTES, decode_image_header};
 use super::input::Input;
@@ -57,6 +58,10 @@ pub enum Record {
     HvmContext(Vec<u8>),
     /// An HVM guest's parameters; may be empty.
     HvmParams(Vec<HvmParam>),
+    /// Ours: page contents come on the lanes from here on.
+    Lanes(Lanes),
+    /// Ours: what has come on the lanes.
+    LanesDone(LanesDone),
     /// An optional record. Whoever does not know its type passes over it.
     Optional {
         /// Its type, bit 31 set.
@@ -299,6 +304,8 @@ impl<R: Read> Reader<R> {
             Kind::MsrPolicy => Record::MsrPolicy(body),
             Kind::StaticDataEnd => Record::StaticDataEnd,
             Kind::Verify => Record::Verify,
+            Kind::Lanes => Record::Lanes(Lanes::decode(&body)?),
+            Kind::LanesDone => Record::LanesDone(LanesDone::decode(&body)?),
             Kind::End => {
                 self.order.end();
                 Record::End

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::body::VcpuState;
 use super::error::{Fault, StreamError};
+use super::ferry::{OFFER, Offer};
 use super::input::Input;
 use super::judge::Judge;
 use super::kind::{CPUID_LEAF_BYTES, Kind, MSR_ENTRY_BYTES};
@@ -349,6 +350,9 @@ fn name_of(record: &Record) -> String {
         Record::HvmContext(_) => Kind::HvmContext,
         Record::HvmParams(_) => Kind::HvmParams,
         Record::End => Kind::End,
+        Record::Lanes(_) => Kind::Lanes,
+        Record::LanesDone(_) => Kind::LanesDone,
+        Record::Optional { number: OFFER, .. } => return "OFFER".to_owned(),
         Record::Optional { number, .. } => return format!("optional {number:#010x}"),
     };
     kind.name().to_owned()
@@ -379,6 +383,24 @@ fn detail_of(record: &Record) -> String {
                 params.iter().map(|param| format!("{}={:#x}", param.index, param.value)).collect();
             words.join(" ")
         }
+        Record::Lanes(lanes) => {
+            let frames: u64 = lanes.populated.iter().map(|run| run.end - run.start).sum();
+            format!(
+                "{frames} frames with memory in {} runs, all below {:#x}",
+                lanes.populated.len(),
+                lanes.pages
+            )
+        }
+        Record::LanesDone(done) => {
+            format!(
+                "{} frames on the lanes, up to version {}, round {}",
+                done.frames, done.version, done.round
+            )
+        }
+        Record::Optional { number: OFFER, body: Some(body) } => match Offer::decode(body) {
+            Ok(offer) => format!("{} lanes at {}", offer.lanes, offer.addresses.join(", ")),
+            Err(why) => format!("no good: {why}"),
+        },
         Record::Optional { body: None, .. } => {
             format!("more than {} bytes, passed over", limits::OPTIONAL_BYTES_MAX)
         }

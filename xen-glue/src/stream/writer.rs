@@ -12,6 +12,7 @@ use mover::units::{PAGE_BYTES_U64, u64_of, usize_of};
 
 use super::body::{HvmParam, P2mFrames, PvWidth, TscInfo, VcpuState, page_data_bytes};
 use super::error::{Fault, StreamError};
+use super::ferry::{Lanes, LanesDone};
 use super::fields::padding;
 use super::header::{DomainHeader, GuestType, VERSION_WRITTEN, encode_image_header};
 use super::kind::{Kind, OPTIONAL, VcpuKind};
@@ -234,6 +235,23 @@ impl<W: Write> Writer<W> {
     /// Writing failed, none or too many of them, or no place for it.
     pub fn hvm_params(&mut self, params: &[HvmParam]) -> Result<(), StreamError> {
         self.record(Kind::HvmParams, &[&HvmParam::encode_all(params)])
+    }
+
+    /// Says that page contents come on the lanes from here on. Whoever does not know this record fails.
+    ///
+    /// # Errors
+    /// Writing failed, numbers past their limits, or no place for it.
+    pub fn lanes(&mut self, lanes: &Lanes) -> Result<(), StreamError> {
+        lanes.check().map_err(|(at, fault)| self.error_at(8 + at, fault))?;
+        self.record(Kind::Lanes, &[&lanes.encode()])
+    }
+
+    /// Says what has gone over the lanes.
+    ///
+    /// # Errors
+    /// Writing failed, or no place for it.
+    pub fn lanes_done(&mut self, done: &LanesDone) -> Result<(), StreamError> {
+        self.record(Kind::LanesDone, &[&done.encode()])
     }
 
     /// A record of an extension that others may skip; bit 31 of `number` is set.

@@ -36,6 +36,12 @@ const PV: &[u8] = &[8, 4, 0, 0, 0, 0, 0, 0];
 const P2M: &[u8] = &[0, 0, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0];
 const SHARED: &[u8] = &[0; 4096];
 const BASIC: &[u8] = &[0; 8 + 5168];
+const LANES: u32 = 0x5046_0001;
+const LANES_DONE: u32 = 0x5046_0002;
+/// Version 1, no runs, a guest of five frames.
+const ON_LANES: &[u8] =
+    &[1, 0, 0, 0, 0, 0, 0, 0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 5, 0, 0, 0, 0, 0, 0, 0];
+const DONE: &[u8] = &[0; 56];
 
 #[test]
 fn the_least_streams_are_right() {
@@ -43,7 +49,10 @@ fn the_least_streams_are_right() {
     read_all(&hvm).unwrap();
     let pv = stream(1, 3, &[(2, PV), (0x10, &[]), (3, P2M), (1, PAGE), (7, SHARED), (4, BASIC), (0, &[])]);
     read_all(&pv).unwrap();
-    for bytes in [hvm, pv] {
+    let done: Raw<'_> = (LANES_DONE, DONE);
+    let ferried = stream(2, 3, &[(0x10, &[]), (LANES, ON_LANES), done, (9, &[1]), (10, PARAMS), (0, &[])]);
+    read_all(&ferried).unwrap();
+    for bytes in [hvm, pv, ferried] {
         let survey = survey(&bytes);
         assert!(survey.complete && survey.faults.is_empty(), "{:?}", survey.faults);
     }
@@ -99,6 +108,30 @@ fn records_out_of_order_are_named() {
             "VCPU_BASIC comes a second time for virtual CPU 0",
         ),
         (1, 2, with(&[(3, P2M)], shared), "P2M_FRAMES comes before X86_PV_INFO"),
+        (2, 3, with(&[(LANES, ON_LANES)], hvm_end), "LANES comes before STATIC_DATA_END"),
+        (2, 3, with(&[(0x10, &[]), (LANES_DONE, DONE)], hvm_end), "LANES_DONE comes before LANES"),
+        (2, 3, with(&[(0x10, &[]), (LANES, ON_LANES)], hvm_end), "ends without LANES_DONE"),
+        (2, 3, with(&[(0x10, &[]), (LANES, ON_LANES), (1, PAGE)], hvm_end), "PAGE_DATA comes after LANES"),
+        (2, 3, with(&[(0x10, &[]), (LANES, ON_LANES), (13, &[])], hvm_end), "VERIFY comes after LANES"),
+        (
+            2,
+            3,
+            with(&[(0x10, &[]), (1, PAGE), (13, &[]), (LANES, ON_LANES)], hvm_end),
+            "LANES comes after VERIFY",
+        ),
+        (
+            2,
+            3,
+            with(&[(0x10, &[]), (LANES, ON_LANES), (LANES, ON_LANES)], hvm_end),
+            "LANES comes a second time",
+        ),
+        (2, 2, with(&[(LANES, ON_LANES)], hvm_end), "LANES does not belong into a stream of version 2"),
+        (
+            1,
+            3,
+            with(&[(2, PV), (0x10, &[]), (3, P2M), (LANES, ON_LANES)], shared),
+            "LANES does not belong into a PV",
+        ),
     ];
     for (guest, version, records, expected) in cases {
         let bytes = stream(guest, version, &records);
@@ -271,4 +304,66 @@ fn the_writer_refuses_what_a_reader_would() {
     let mut writer = Writer::start(&mut full[..], domain).unwrap();
     let error = writer.static_data_end().and_then(|()| writer.page_data(&page, &[])).unwrap_err();
     assert!(error.is_io() && error.offset == 60, "{error}");
+}
+
+/// What is wrong within the records of our own, by its byte.
+#[test]
+fn lanes_that_can_not_be_are_named() {
+    let whole = |lanes: &[u8], done: &[u8]| {
+        let records: &[Raw<'_>] =
+            &[(0x10, &[]), (LANES, lanes), (LANES_DONE, done), (9, &[1]), (10, PARAMS), (0, &[])];
+        stream(2, 3, records)
+    };
+    let runs = |count: u8, numbers: &[[u64; 2]]| {
+        let mut body = ON_LANES.to_vec();
+        body[4] = count;
+        numbers.iter().flatten().for_each(|number| body.extend(number.to_le_bytes()));
+        body
+    };
+    let changed = |at: usize, byte: u8| {
+        let mut body = ON_LANES.to_vec();
+        body[at] = byte;
+        body
+    };
+    let ascend = "do not ascend within its frames";
+    read_all(&whole(&runs(2, &[[0, 2], [3, 2]]), DONE)).unwrap();
+    for (lanes, at, words) in [
+        (changed(0, 2), 0, "LANES is 0x2"),
+        (changed(2, 1), 2, "reserved bits of LANES"),
+        (changed(24, 0), 24, "frames is 0"),
+        (changed(31, 1), 24, "the limit here is"),
+        (changed(4, 1), 4, "its 1 runs take 48"),
+        (runs(1, &[[0, 6]]), 32, ascend),
+        (runs(1, &[[0, 0]]), 32, ascend),
+        (runs(1, &[[u64::MAX, 2]]), 32, ascend),
+        (runs(2, &[[0, 2], [2, 2]]), 48, ascend),
+        (runs(2, &[[3, 1], [0, 2]]), 48, ascend),
+    ] {
+        let error = read_all(&whole(&lanes, DONE)).expect_err(words);
+        // Headers, STATIC_DATA_END, and the record's own header.
+        assert_eq!(error.offset, 40 + 8 + 8 + at, "{error}");
+        assert!(error.to_string().contains(words), "{error}, not {words}");
+    }
+    let mut done = DONE.to_vec();
+    done[21] = 1;
+    let error = read_all(&whole(ON_LANES, &done)).unwrap_err();
+    assert!(error.to_string().contains("reserved bits of LANES_DONE"), "{error}");
+}
+
+#[test]
+fn records_of_our_own_are_listed_in_words() {
+    let mut lines = Vec::new();
+    let survey = scan(&samples::ferried(2)[..], &mut |item| {
+        lines.push(format!("{} {}", item.name, item.detail));
+        Ok::<(), Infallible>(())
+    })
+    .unwrap();
+    assert!(survey.faults.is_empty(), "{:?}", survey.faults);
+    for line in [
+        "OFFER 2 lanes at 10.77.0.1:40000, [fd00::1]:40000",
+        "LANES 90 frames with memory in 2 runs, all below 0x68",
+        "LANES_DONE 9 frames on the lanes, up to version 8, round 3",
+    ] {
+        assert!(lines.iter().any(|found| found == line), "{lines:#?} have no {line}");
+    }
 }

@@ -25,6 +25,8 @@ enum Step {
     Context(Vec<u8>),
     Params(Vec<HvmParam>),
     Optional(u32, Vec<u8>),
+    Lanes(Lanes),
+    LanesDone(LanesDone),
 }
 
 fn page_type(pv: bool) -> impl Strategy<Value = PageType> {
@@ -71,6 +73,33 @@ fn statics() -> impl Strategy<Value = Vec<Step>> {
     )
 }
 
+/// How an HVM guest's memory ends.
+#[derive(Clone, Debug)]
+enum Last {
+    InBand(Option<Step>),
+    OnLanes(Lanes, LanesDone),
+}
+
+fn lanes() -> impl Strategy<Value = Lanes> {
+    (any::<[u8; 16]>(), vec((1..1000u64, 1..1000u64), 0..9)).prop_map(|(migration, lengths)| {
+        let mut at = 0;
+        let populated: Vec<_> = lengths
+            .into_iter()
+            .map(|(hole, pages)| {
+                let first = at + hole;
+                at = first + pages;
+                first..at
+            })
+            .collect();
+        Lanes { migration, pages: at + 1, populated }
+    })
+}
+
+fn lanes_done() -> impl Strategy<Value = LanesDone> {
+    (any::<u64>(), any::<u64>(), any::<u32>(), any::<[u8; 32]>())
+        .prop_map(|(frames, version, round, digest)| LanesDone { frames, version, round, digest })
+}
+
 fn hvm() -> impl Strategy<Value = Vec<Step>> {
     let param = (any::<u64>(), any::<u64>()).prop_map(|(index, value)| HvmParam { index, value });
     let behind = (vec(any::<u8>(), 1..99), vec(param, 0..9), tsc(), any::<bool>()).prop_map(
@@ -83,16 +112,23 @@ fn hvm() -> impl Strategy<Value = Vec<Step>> {
         },
     );
     let memory = vec(prop_oneof![4 => pages(false).boxed(), 1 => optional().boxed()], 0..6);
-    (statics(), pages(false), memory, proptest::option::of(pages(false)), behind).prop_map(
-        |(mut steps, first, memory, verified, behind)| {
-            steps.push(Step::Static);
-            steps.push(first);
-            steps.extend(memory);
-            steps.extend(verified.into_iter().flat_map(|pages| [Step::Verify, pages]));
-            steps.extend(behind);
-            steps
-        },
-    )
+    let last = prop_oneof![
+        2 => proptest::option::of(pages(false)).prop_map(Last::InBand),
+        1 => (lanes(), lanes_done()).prop_map(|(lanes, done)| Last::OnLanes(lanes, done))
+    ];
+    (statics(), pages(false), memory, last, behind).prop_map(|(mut steps, first, memory, last, behind)| {
+        steps.push(Step::Static);
+        steps.push(first);
+        steps.extend(memory);
+        match last {
+            Last::InBand(verified) => {
+                steps.extend(verified.into_iter().flat_map(|pages| [Step::Verify, pages]));
+            }
+            Last::OnLanes(lanes, done) => steps.extend([Step::Lanes(lanes), Step::LanesDone(done)]),
+        }
+        steps.extend(behind);
+        steps
+    })
 }
 
 fn pv() -> impl Strategy<Value = Vec<Step>> {
@@ -138,6 +174,8 @@ fn write(guest: GuestType, steps: &[Step]) -> Vec<u8> {
             Step::Context(context) => writer.hvm_context(context),
             Step::Params(params) => writer.hvm_params(params),
             Step::Optional(number, body) => writer.optional(*number, body),
+            Step::Lanes(lanes) => writer.lanes(lanes),
+            Step::LanesDone(done) => writer.lanes_done(done),
         }
         .unwrap_or_else(|error| panic!("{step:?}: {error}"));
     }
@@ -171,6 +209,8 @@ fn read(bytes: &[u8]) -> Vec<Step> {
             Record::HvmContext(context) => Step::Context(context),
             Record::HvmParams(params) => Step::Params(params),
             Record::Optional { number, body } => Step::Optional(number, body.unwrap()),
+            Record::Lanes(lanes) => Step::Lanes(lanes),
+            Record::LanesDone(done) => Step::LanesDone(done),
             Record::End => return steps,
         });
     }

@@ -69,6 +69,29 @@ pub(crate) fn hvm_with(pages: u64, optional: bool) -> Vec<u8> {
     writer.end().unwrap()
 }
 
+/// An HVM guest's stream of `pages` pages, of which the rest comes on lanes.
+pub(crate) fn ferried(pages: u64) -> Vec<u8> {
+    let domain = DomainHeader { guest: GuestType::Hvm, xen_major: 4, xen_minor: 17 };
+    let mut writer = Writer::start(Vec::new(), domain).unwrap();
+    writer.cpuid_policy(&[7; 48]).unwrap();
+    writer.static_data_end().unwrap();
+    writer.optional(OFFER, &offer().encode()).unwrap();
+    send(&mut writer, &normal(0..pages));
+    let populated = vec![0..60, 70..100];
+    writer.lanes(&Lanes { migration: offer().migration, pages: 104, populated }).unwrap();
+    writer.lanes_done(&LanesDone { frames: 9, version: 8, round: 3, digest: [0x77; 32] }).unwrap();
+    writer.tsc_info(TSC).unwrap();
+    writer.hvm_context(&[9; 1001]).unwrap();
+    writer.hvm_params(&[HvmParam { index: 1, value: 0xfeff_c000 }]).unwrap();
+    writer.end().unwrap()
+}
+
+/// The offer of [`ferried`].
+pub(crate) fn offer() -> Offer {
+    let addresses = vec!["10.77.0.1:40000".to_owned(), "[fd00::1]:40000".to_owned()];
+    Offer { migration: [5; 16], token: [6; 32], lanes: 2, addresses }
+}
+
 /// A PV guest's stream of `pages` pages, page tables and two virtual CPUs.
 pub(crate) fn pv(pages: u64) -> Vec<u8> {
     let domain = DomainHeader { guest: GuestType::Pv, xen_major: 4, xen_minor: 20 };
