@@ -14,7 +14,10 @@ use mover::guest::{DirtyLog, GuestMemory, SourceGuest, SourceLife, TargetGuest, 
 use mover::index::Duplicates;
 use mover::journal::{Entry, Journal};
 use mover::memory::{Mapping, Window};
+use mover::net::entrance::{Entrance, Lock};
+use mover::net::pass::Fingerprint;
 use mover::net::tcp::{Settings, TcpAcceptor, TcpDialer};
+use mover::net::tls::Identity;
 use mover::report::{Mode, Silent, Summary};
 use mover::runtime::Threads;
 use mover::source::{self, Surroundings};
@@ -133,13 +136,15 @@ pub struct Plan {
     pub disk: Option<PathBuf>,
     /// Where pages stand on it.
     pub known: Option<Arc<dyn Duplicates>>,
+    /// The target's key; none: in the clear.
+    pub pin: Option<Fingerprint>,
 }
 
 impl Plan {
     /// Everything as data, as fast as it goes.
     #[must_use]
     pub fn plain(lanes: usize) -> Self {
-        Self { mode: Mode::Plain, lanes, bandwidth: None, disk: None, known: None }
+        Self { mode: Mode::Plain, lanes, bandwidth: None, disk: None, known: None, pin: None }
     }
 }
 
@@ -165,7 +170,7 @@ pub fn send(buffer: &Arc<Mapping>, port: u16, plan: Plan) -> Result<Summary> {
         name: "idle".to_owned(),
         index: plan.known,
         keeper: None,
-        dialer: Arc::new(TcpDialer::new(&format!("127.0.0.1:{port}"), Settings::default())),
+        dialer: Arc::new(TcpDialer::new(&format!("127.0.0.1:{port}"), Settings::default()).pinned(plan.pin)),
         token: TOKEN,
         migration: MigrationId([1; 16]),
         journal: Box::new(Idle),
@@ -175,11 +180,20 @@ pub fn send(buffer: &Arc<Mapping>, port: u16, plan: Plan) -> Result<Summary> {
     Ok(source::migrate(parts, config, surroundings())?)
 }
 
+/// Where a target waits, on any port of loopback.
+///
+/// # Errors
+/// When it can't listen.
+pub fn entrance(encrypted: bool) -> Result<Entrance> {
+    let lock = if encrypted { Lock::Tls(Identity::new()?) } else { Lock::Plain };
+    Ok(Entrance::new(TcpAcceptor::listen("127.0.0.1:0", Settings::default())?, lock))
+}
+
 /// Receives a guest into `buffer`, its disk read from `disk`.
 ///
 /// # Errors
 /// When the migration fails, or nobody comes.
-pub fn receive(buffer: &Arc<Mapping>, acceptor: TcpAcceptor, disk: Option<&Path>) -> Result<()> {
+pub fn receive(buffer: &Arc<Mapping>, entrance: Entrance, disk: Option<&Path>) -> Result<()> {
     let memory = Arc::new(Memory(Arc::clone(buffer)));
     let disks = disk.map(|path| disks(Some(path))).transpose()?;
     let host = move |_: &_| {
@@ -189,7 +203,7 @@ pub fn receive(buffer: &Arc<Mapping>, acceptor: TcpAcceptor, disk: Option<&Path>
         Ok(target::Host { guest, disks, readable })
     };
     let parts = target::Parts {
-        acceptor: Box::new(acceptor),
+        acceptor: Box::new(entrance),
         token: TOKEN,
         host: Box::new(host),
         journal: Box::new(|_, _, _| Ok(Box::new(Idle))),

@@ -21,8 +21,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use mover::kernel::bare::{receive_range, send_range};
 use mover::memory::Mapping;
+use mover::net::Connection;
+use mover::net::pass::Fingerprint;
 use mover::net::tcp::{Settings, TcpAcceptor, TcpDialer};
-use mover::net::{Acceptor, Connection, Dialer};
 use mover::runtime::{Runtime, Threads};
 use mover::units::{PAGE_BYTES, Pfn, u64_of, usize_of};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -54,7 +55,10 @@ pub enum By {
         unsent: u32,
     },
     /// The whole engine: the buffer is the memory of a guest that does nothing, migrated in mode `plain`.
-    Engine,
+    Engine {
+        /// Whether over TLS; if not, in the clear.
+        encrypted: bool,
+    },
 }
 
 /// One copy of the buffer.
@@ -73,6 +77,8 @@ pub struct Run {
     pub pinned: bool,
     /// Where the receiver listens; 0 for the receiver itself.
     pub port: u16,
+    /// The fingerprint of the receiver's key, where the run is encrypted.
+    pub pin: Option<[u8; 32]>,
     /// Whether the buffers' digests are to be told.
     pub check: bool,
 }
@@ -81,6 +87,7 @@ pub struct Run {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Listening {
     port: u16,
+    pin: Option<[u8; 32]>,
 }
 
 /// What one end says of a copy.
@@ -105,28 +112,36 @@ pub fn serve(which: Which, bytes: usize) -> Result<()> {
     };
     let buffer = Arc::new(incompressible(bytes, seed)?);
     let mut output = io::stdout().lock();
-    say(&mut output, &Listening { port: 0 })?;
+    say(&mut output, &Listening { port: 0, pin: None })?;
     for line in io::stdin().lock().lines() {
         let run: Run = serde_json::from_str(&line?)?;
         let mut done = match which {
             Which::Sender => match run.by {
                 By::Calls => send(&buffer, run)?,
                 By::Tcp { head, unsent } => send_pages(&buffer, run, (head, unsent))?,
-                By::Engine => timed(|| idle::send(&buffer, run.port, Plan::plain(run.connections)))?,
+                By::Engine { .. } => {
+                    let pin = run.pin.map(Fingerprint);
+                    timed(|| idle::send(&buffer, run.port, Plan { pin, ..Plan::plain(run.connections) }))?
+                }
             },
             Which::Receiver if run.by == By::Calls => {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-                say(&mut output, &Listening { port: listener.local_addr()?.port() })?;
+                say(&mut output, &Listening { port: listener.local_addr()?.port(), pin: None })?;
                 receive(&buffer, run, &listener)?
             }
-            Which::Receiver => {
-                let mut acceptor = TcpAcceptor::listen("127.0.0.1:0", Settings::default())?;
-                say(&mut output, &Listening { port: acceptor.local().port() })?;
-                match run.by {
-                    By::Tcp { head, .. } => receive_pages(&buffer, run, head, &mut acceptor)?,
-                    _ => timed(|| idle::receive(&buffer, acceptor, None))?,
+            Which::Receiver => match run.by {
+                By::Tcp { head, .. } => {
+                    let mut acceptor = TcpAcceptor::listen("127.0.0.1:0", Settings::default())?;
+                    say(&mut output, &Listening { port: acceptor.local().port(), pin: None })?;
+                    receive_pages(&buffer, run, head, &mut acceptor)?
                 }
-            }
+                by => {
+                    let entrance = idle::entrance(by == By::Engine { encrypted: true })?;
+                    let pin = entrance.fingerprint().map(|print| print.0);
+                    say(&mut output, &Listening { port: entrance.local().port(), pin })?;
+                    timed(|| idle::receive(&buffer, entrance, None))?
+                }
+            },
         };
         done.digest = run.check.then(|| digest(&buffer));
         say(&mut output, &done)?;
@@ -331,8 +346,8 @@ impl Drop for Worker {
 /// When a worker ends, or the bytes that were to be compared differ.
 pub fn copy(sender: &mut Worker, receiver: &mut Worker, run: Run) -> Result<(Done, Done)> {
     receiver.tell(&run)?;
-    let Listening { port } = receiver.hear()?;
-    sender.tell(&Run { port, ..run })?;
+    let Listening { port, pin } = receiver.hear()?;
+    sender.tell(&Run { port, pin, ..run })?;
     let done: (Done, Done) = (sender.hear()?, receiver.hear()?);
     if done.0.digest != done.1.digest {
         bail!("the receiver has other bytes than the sender");

@@ -17,7 +17,6 @@ use mover::fingerprint::Check;
 use mover::index::Duplicates;
 use mover::kernel::counting::Counting;
 use mover::memory::{Mapping, PageBuf};
-use mover::net::tcp::{Settings, TcpAcceptor};
 use mover::report::{Mode, Summary};
 use mover::units::{BlockAddress, DiskId, PAGE_BYTES, PAGE_BYTES_U64, PageCount, Pfn, Sector};
 use mover::wire::frame::{HEADER_BYTES, Header, Kind, MAGIC, Reference, table};
@@ -54,11 +53,21 @@ impl Duplicates for Broken {
 }
 
 fn migrate(source: &Arc<Mapping>, target: &Arc<Mapping>, plan: Plan) -> (Result<Summary>, Result<()>) {
-    let acceptor = TcpAcceptor::listen("127.0.0.1:0", Settings::default()).unwrap();
-    let port = acceptor.local().port();
+    migrate_over(source, target, plan, false)
+}
+
+fn migrate_over(
+    source: &Arc<Mapping>,
+    target: &Arc<Mapping>,
+    plan: Plan,
+    encrypted: bool,
+) -> (Result<Summary>, Result<()>) {
+    let entrance = idle::entrance(encrypted).unwrap();
+    let port = entrance.local().port();
     let disk = plan.disk.clone();
+    let plan = Plan { pin: entrance.fingerprint(), ..plan };
     thread::scope(|scope| {
-        let receiving = scope.spawn(|| idle::receive(target, acceptor, disk.as_deref()));
+        let receiving = scope.spawn(|| idle::receive(target, entrance, disk.as_deref()));
         let sent = idle::send(source, port, plan);
         (sent, receiving.join().unwrap())
     })
@@ -80,7 +89,7 @@ fn numbered(guest: &Mapping) -> tempfile::NamedTempFile {
 }
 
 /// Migrates a guest of `pages` pages; says how often the lanes and the loader allocated.
-fn allocations(pages: u64, mode: Mode) -> u64 {
+fn allocations(pages: u64, mode: Mode, encrypted: bool) -> u64 {
     let bytes = usize::try_from(pages).unwrap() * PAGE_BYTES;
     let (source, target) =
         (Arc::new(incompressible(bytes, 1).unwrap()), Arc::new(incompressible(bytes, 2).unwrap()));
@@ -97,9 +106,10 @@ fn allocations(pages: u64, mode: Mode) -> u64 {
     fs::write(&image, blocks).unwrap();
     let plan = Plan { mode, disk: Some(image), known: Some(Arc::new(SamePlace)), ..Plan::plain(2) };
     let before = ALLOCATOR.allocations();
-    let (sent, received) = migrate(&source, &target, plan);
+    let (sent, received) = migrate_over(&source, &target, plan, encrypted);
     received.unwrap();
     let summary = sent.unwrap();
+    assert_eq!(summary.send_path, if encrypted { "encrypted" } else { "copy" });
     assert_eq!(digest(&source), digest(&target));
     match mode {
         Mode::Refer => assert!(summary.pages_by_reference > pages / 8, "{summary:?}"),
@@ -114,10 +124,17 @@ const ENDS: u64 = 12;
 /// Invariant 6. What is allocated is so before the first page or behind the last: sixteen times the pages take no more.
 #[test]
 fn the_hot_path_does_not_allocate() {
-    for mode in [Mode::Plain, Mode::Refer] {
-        let (small, large) = (allocations(4 * 1024, mode), allocations(64 * 1024, mode));
+    for (mode, encrypted) in
+        [(Mode::Plain, false), (Mode::Refer, false), (Mode::Plain, true), (Mode::Refer, true)]
+    {
+        let (small, large) =
+            (allocations(4 * 1024, mode, encrypted), allocations(64 * 1024, mode, encrypted));
         assert!(small > 0, "starting a thread allocates; does the allocator count at all?");
-        assert!(large <= small + ENDS, "{mode:?}: {small} allocations for 4,096 pages, {large} for 65,536");
+        let how = if encrypted { "encrypted" } else { "in the clear" };
+        assert!(
+            large <= small + ENDS,
+            "{mode:?}, {how}: {small} allocations for 4,096 pages, {large} for 65,536"
+        );
     }
 }
 
@@ -188,11 +205,12 @@ fn checks_are_keyed_anew_for_every_migration() {
         (Arc::new(incompressible(bytes, 1).unwrap()), Arc::new(incompressible(bytes, 2).unwrap()));
     let image = numbered(&source);
     let once = || {
-        let acceptor = TcpAcceptor::listen("127.0.0.1:0", Settings::default()).unwrap();
-        let (port, heard) = overhear(acceptor.local().port());
+        // In the clear: a reader of lanes has to be able to read.
+        let entrance = idle::entrance(false).unwrap();
+        let (port, heard) = overhear(entrance.local().port());
         let disk = Some(image.path().to_owned());
         thread::scope(|scope| {
-            let receiving = scope.spawn(|| idle::receive(&target, acceptor, disk.as_deref()));
+            let receiving = scope.spawn(|| idle::receive(&target, entrance, disk.as_deref()));
             let known: Option<Arc<dyn Duplicates>> = Some(Arc::new(SamePlace));
             let plan = Plan { mode: Mode::Refer, disk: disk.clone(), known, ..Plan::plain(1) };
             idle::send(&source, port, plan).unwrap();

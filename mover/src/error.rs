@@ -156,7 +156,7 @@ impl Error {
     pub fn class(&self) -> ExitClass {
         match self {
             Self::Guest(e) => e.class(),
-            Self::Net(_) => ExitClass::Network,
+            Self::Net(e) => e.class(),
             Self::Wire(_) => ExitClass::Peer,
             Self::Disk(_) => ExitClass::Disk,
             Self::Peer { class, .. } => *class,
@@ -264,9 +264,42 @@ pub enum NetError {
         /// "read" or "write".
         access: &'static str,
     },
+    /// The peer hung up before it answered.
+    #[error(
+        "{peer} hung up without an answer: the token is wrong, already used or expired, or it is not for this target.          Copy it again from the `pageferry receive` that is waiting now"
+    )]
+    TurnedAway {
+        /// The peer.
+        peer: String,
+    },
+    /// The target showed another key than the one that came with the token.
+    #[error(
+        "{peer} is not the target that the token is for: it has another key. Was the token printed by another target,          or does somebody else answer at that address? Nothing was told to it"
+    )]
+    OtherKey {
+        /// The peer.
+        peer: String,
+    },
+    /// Encryption failed: what came is not what the peer sent, or the peer does not keep to the protocol.
+    #[error("the encrypted connection with {peer} can't be trusted: {why}. The connection is given up")]
+    Untrusted {
+        /// The peer.
+        peer: String,
+        /// What is wrong.
+        why: String,
+    },
     /// Our own side hung up to unblock this call.
     #[error("the connection was hung up on this side")]
     HungUp,
+}
+
+impl NetError {
+    fn class(&self) -> ExitClass {
+        match self {
+            Self::TurnedAway { .. } | Self::OtherKey { .. } => ExitClass::Peer,
+            _ => ExitClass::Network,
+        }
+    }
 }
 
 /// From decoding what a peer sent. Every one ends the connection.

@@ -25,3 +25,7 @@ pub const READ_BYTES_MAX: usize = 1024 * 1024;
 pub const READ_DEPTH: usize = 16;
 /// Refetches named in one control message.
 pub const REFETCHES_PER_MESSAGE: usize = 1024;
+/// Connections that are being greeted at once: a socket and 64 bytes each until they have shown the secret.
+pub const GREETINGS_MAX: usize = 64;
+/// Of those, from one address: all lanes of a migration at once, and the control connection.
+pub const GREETINGS_PER_ADDRESS_MAX: usize = 24;

@@ -167,7 +167,7 @@ pub struct Summary {
     pub mismatched_pages: u64,
     /// Lanes.
     pub lanes: u32,
-    /// What the kernel did with sent pages: "copy" or "zero-copy".
+    /// How sent pages left this host: "encrypted" (TLS), or in the clear by "copy" or "zero-copy" of the kernel's.
     pub send_path: String,
     /// How referenced pages were loaded: "none", "staged", "direct".
     pub load_path: String,

@@ -110,7 +110,7 @@ impl Ends {
 
     pub(crate) fn copy(&mut self, shape: Shape, check: bool) -> Result<Copied> {
         let Shape { connections, chunk, wait_all, pinned, by } = shape;
-        let run = Run { connections, chunk, wait_all, pinned, by, port: 0, check };
+        let run = Run { connections, chunk, wait_all, pinned, by, port: 0, pin: None, check };
         let (sent, received) = copy(&mut self.sender, &mut self.receiver, run)?;
         let gigabytes = f64_of(u64_of(self.bytes)) / 1e9;
         Ok(Copied {

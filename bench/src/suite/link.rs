@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use mover::error::NetError;
 use mover::memory::Mapping;
+use mover::net::Connection;
 use mover::net::lab::{End, Lab, Shape};
 use mover::net::tcp::{Settings, TcpAcceptor, TcpDialer};
-use mover::net::{Acceptor, Connection, Dialer};
 use mover::runtime::{Runtime, Threads};
 use mover::units::{PAGE_BYTES_U64, Pfn, f64_of, u64_of};
 

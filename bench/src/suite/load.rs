@@ -15,7 +15,6 @@ use anyhow::{Context as _, Result, anyhow};
 use mover::index::Duplicates;
 use mover::limits::READ_DEPTH;
 use mover::memory::{Mapping, PageBuf};
-use mover::net::tcp::{Settings, TcpAcceptor};
 use mover::report::{Mode, Summary};
 use mover::units::{BlockAddress, DiskId, PAGE_BYTES, PAGE_BYTES_U64, Pfn, Sector, f64_of, u64_of, usize_of};
 
@@ -93,17 +92,18 @@ fn migrate(
     file: &Path,
     known: &Arc<dyn Duplicates>,
 ) -> Result<Summary> {
-    let acceptor = TcpAcceptor::listen("127.0.0.1:0", Settings::default())?;
-    let port = acceptor.local().port();
+    let entrance = idle::entrance(false)?;
+    let port = entrance.local().port();
     let plan = Plan {
         mode: Mode::Refer,
         lanes: 2,
         bandwidth: Some(LINK),
         disk: Some(file.to_owned()),
         known: Some(Arc::clone(known)),
+        pin: None,
     };
     thread::scope(|scope| {
-        let receiving = scope.spawn(|| idle::receive(target, acceptor, Some(file)));
+        let receiving = scope.spawn(|| idle::receive(target, entrance, Some(file)));
         let summary = idle::send(source, port, plan);
         receiving.join().map_err(|_| anyhow!("the target panicked"))??;
         summary

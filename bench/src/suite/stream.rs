@@ -2,7 +2,8 @@
 //! mode `plain` over loopback with two lanes, against the best bare copy of the same buffer over two connections.
 //!
 //! The guest is a buffer without a process of its own, so both sides of the comparison do the same work; handshake,
-//! rounds and commit are in the engine's time.
+//! rounds and commit are in the engine's time. Both sides of the comparison are in the clear; the engine over TLS, as it
+//! runs unless told otherwise, is measured beside it and held against the engine in the clear.
 
 use anyhow::{Context as _, Result};
 
@@ -32,35 +33,64 @@ impl Suite for Stream {
 
     fn run(&self, context: &Context) -> Result<Vec<Row>> {
         let mut ends = Ends::start(if context.quick { gib(1) / 2 } else { gib(2) })?;
-        let engine = Shape { connections: 2, chunk: 1 << 20, wait_all: false, pinned: false, by: By::Engine };
+        let engine = Shape {
+            connections: 2,
+            chunk: 1 << 20,
+            wait_all: false,
+            pinned: false,
+            by: By::Engine { encrypted: false },
+        };
+        let encrypted = Shape { by: By::Engine { encrypted: true }, ..engine };
         ends.copy(engine, true).context("the engine's first run, every byte compared")?;
+        ends.copy(encrypted, true).context("its first run over TLS, every byte compared")?;
         let bare = best_bare(&mut ends, context)?;
         let ends = std::cell::RefCell::new(ends);
         let pairs = in_turns(
             context.runs,
             |_| ends.borrow_mut().copy(bare, false),
-            |_| ends.borrow_mut().copy(engine, false),
+            |_| Ok((ends.borrow_mut().copy(engine, false)?, ends.borrow_mut().copy(encrypted, false)?)),
         )?;
-        let figure = |value: fn(&(Copied, Copied)) -> f64| pairs.iter().map(value).collect::<Runs>().figure();
+        let triples: Vec<_> = pairs.into_iter().map(|(bare, (plain, tls))| (bare, plain, tls)).collect();
+        let figure = |value: fn(&(Copied, Copied, Copied)) -> f64| {
+            triples.iter().map(value).collect::<Runs>().figure()
+        };
         let case = format!("2 lanes; bare copy {}", bare.name());
         Ok(vec![
-            Row::new(&case, "bare copy", "GB/s", figure(|(bare, _)| bare.gigabytes_per_second)),
-            Row::new(&case, "engine", "GB/s", figure(|(_, ours)| ours.gigabytes_per_second)),
+            Row::new(&case, "bare copy", "GB/s", figure(|(bare, ..)| bare.gigabytes_per_second)),
+            Row::new(&case, "engine", "GB/s", figure(|(_, ours, _)| ours.gigabytes_per_second)),
             Row::new(
                 &case,
                 "rate, engine / bare copy",
                 "",
-                figure(|(bare, ours)| ours.gigabytes_per_second / bare.gigabytes_per_second),
+                figure(|(bare, ours, _)| ours.gigabytes_per_second / bare.gigabytes_per_second),
             )
             .limited(RATE),
-            Row::new(&case, "CPU of both ends, bare copy", "s/GB", figure(|(bare, _)| bare.cpu_per_gigabyte)),
+            Row::new(
+                &case,
+                "CPU of both ends, bare copy",
+                "s/GB",
+                figure(|(bare, ..)| bare.cpu_per_gigabyte),
+            ),
             Row::new(
                 &case,
                 "CPU, engine / bare copy",
                 "",
-                figure(|(bare, ours)| ours.cpu_per_gigabyte / bare.cpu_per_gigabyte),
+                figure(|(bare, ours, _)| ours.cpu_per_gigabyte / bare.cpu_per_gigabyte),
             )
             .limited(CPU),
+            Row::new(&case, "engine, TLS", "GB/s", figure(|(_, _, tls)| tls.gigabytes_per_second)),
+            Row::new(
+                &case,
+                "rate, TLS / in the clear",
+                "",
+                figure(|(_, ours, tls)| tls.gigabytes_per_second / ours.gigabytes_per_second),
+            ),
+            Row::new(
+                &case,
+                "CPU, TLS / in the clear",
+                "",
+                figure(|(_, ours, tls)| tls.cpu_per_gigabyte / ours.cpu_per_gigabyte),
+            ),
         ])
     }
 }

@@ -287,7 +287,6 @@ mod tests {
     fn a_page_out_of_reach_is_named() {
         use crate::error::NetError;
         use crate::net::tcp::{Settings, TcpAcceptor, TcpDialer};
-        use crate::net::{Acceptor, Dialer};
         use std::time::Duration;
         let second = Duration::from_secs(1);
         for zero_copy in [false, true] {

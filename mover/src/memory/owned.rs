@@ -92,51 +92,6 @@ impl Drop for OwnedPages {
     }
 }
 
-impl GuestPage<'_> {
-    /// Copies the bytes from `offset` on out, as many as `out` takes.
-    ///
-    /// # Panics
-    /// If they reach past the page's end.
-    pub(crate) fn copy_part_to(&self, offset: usize, out: &mut [u8]) {
-        assert!(offset <= PAGE_BYTES && out.len() <= PAGE_BYTES - offset, "{} bytes at {offset}", out.len());
-        // SAFETY: both ranges are valid for the length, which was checked; they do not overlap, as `out` is ours alone.
-        // Worth it: a simulated device moves pages piece by piece.
-        unsafe { copy(self.address().as_ptr().add(offset), out.as_mut_ptr(), out.len()) };
-    }
-
-    /// Overwrites the bytes from `offset` on.
-    ///
-    /// # Panics
-    /// If they reach past the page's end.
-    pub(crate) fn copy_part_from(&self, offset: usize, bytes: &[u8]) {
-        assert!(
-            offset <= PAGE_BYTES && bytes.len() <= PAGE_BYTES - offset,
-            "{} bytes at {offset}",
-            bytes.len()
-        );
-        // SAFETY: as in `copy_part_to`, the other way.
-        unsafe { copy(bytes.as_ptr(), self.address().as_ptr().add(offset), bytes.len()) };
-    }
-}
-
-/// Copies `len` bytes between addresses that may change under the copy.
-///
-/// # Safety
-/// `len` bytes are readable at `from` and writable at `to`, and the two do not overlap.
-unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: as promised; opaque to the compiler, so that a racing writer gives torn bytes and nothing worse.
-    unsafe {
-        std::arch::asm!("rep movsb", inout("rcx") len => _, inout("rsi") from => _, inout("rdi") to => _,
-            options(nostack, preserves_flags));
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    for i in 0..len {
-        // SAFETY: as promised; volatile for the same reason.
-        unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
-    }
-}
-
 mod tests {
     use super::*;
     use crate::memory::PageBuf;

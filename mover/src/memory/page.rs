@@ -95,6 +95,31 @@ impl GuestPage<'_> {
         unsafe { raw::stream(bytes.as_ptr(), self.address.as_ptr()) };
     }
 
+    /// Copies the bytes from `offset` on out, as many as `out` takes.
+    ///
+    /// # Panics
+    /// If they reach past the page's end.
+    pub fn copy_part_to(&self, offset: usize, out: &mut [u8]) {
+        assert!(offset <= PAGE_BYTES && out.len() <= PAGE_BYTES - offset, "{} bytes at {offset}", out.len());
+        // SAFETY: both ranges are valid for the length, which was checked; they do not overlap, as `out` is ours alone.
+        // Worth it: an encrypted connection gathers pages where its records begin and end.
+        unsafe { raw::copy_bytes(self.address.as_ptr().add(offset), out.as_mut_ptr(), out.len()) };
+    }
+
+    /// Overwrites the bytes from `offset` on.
+    ///
+    /// # Panics
+    /// If they reach past the page's end.
+    pub fn copy_part_from(&self, offset: usize, bytes: &[u8]) {
+        assert!(
+            offset <= PAGE_BYTES && bytes.len() <= PAGE_BYTES - offset,
+            "{} bytes at {offset}",
+            bytes.len()
+        );
+        // SAFETY: as in `copy_part_to`, the other way.
+        unsafe { raw::copy_bytes(bytes.as_ptr(), self.address.as_ptr().add(offset), bytes.len()) };
+    }
+
     /// Zeroes the page.
     pub fn fill_zero(&self) {
         static ZERO: PageBuf = PageBuf::zeroed();

@@ -35,6 +35,24 @@ pub(super) fn prefetch(from: *const u8) {
 #[inline]
 pub(super) fn prefetch(_from: *const u8) {}
 
+/// Copies `len` bytes between addresses that may change under the copy.
+///
+/// # Safety
+/// `len` bytes are readable at `from` and writable at `to`, and the two do not overlap.
+pub(super) unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as promised; opaque to the compiler, so that a racing writer gives torn bytes and nothing worse.
+    unsafe {
+        std::arch::asm!("rep movsb", inout("rcx") len => _, inout("rsi") from => _, inout("rdi") to => _,
+            options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for i in 0..len {
+        // SAFETY: as promised; volatile for the same reason.
+        unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
+    }
+}
+
 /// Copies one page to where it will be read again soon.
 ///
 /// # Safety

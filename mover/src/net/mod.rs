@@ -1,16 +1,21 @@
 //! Connections as the engine sees them: a control connection and 1..n lanes, each a reliable byte stream.
 //!
-//! `tcp` is the real one. TLS belongs here, as another implementation of [`Dialer`] and [`Acceptor`].
+//! `tcp` is the real one, in the clear or, under `tls`, encrypted: which of the two is chosen where a connection is
+//! dialled ([`tcp::TcpDialer::pinned`]) and where it is accepted ([`entrance::Lock`]), and nobody else sees a difference.
 
+pub mod entrance;
 pub mod lab;
 pub mod pace;
+pub mod pass;
 pub mod tcp;
+pub mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::NetError;
 use crate::memory::GuestPage;
+use crate::wire::hello::{HELLO_BYTES, Hello, Secret};
 
 /// How page bytes left this host; the summary says which path ran.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,6 +24,8 @@ pub enum SendPath {
     Copy,
     /// The NIC read guest memory (`MSG_ZEROCOPY`, or io_uring's SEND_ZC), as the kernel reported.
     ZeroCopy,
+    /// This program copied and encrypted them (TLS), and the kernel copied what came of it.
+    Encrypted,
 }
 
 /// The sending half of a connection. Blocking, whole messages.
@@ -62,12 +69,26 @@ pub struct Connection {
 
 /// Opens connections to the target.
 pub trait Dialer: Send + Sync {
-    /// Opens one, within `timeout`.
-    fn dial(&self, timeout: Duration) -> Result<Connection, NetError>;
+    /// Opens one, within `timeout`, and says `hello`.
+    fn call(&self, hello: &Hello, timeout: Duration) -> Result<Connection, NetError>;
+}
+
+/// A connection that has said its Hello, which is still to be judged.
+pub struct Caller {
+    /// The connection.
+    pub connection: Connection,
+    /// What it said.
+    pub hello: [u8; HELLO_BYTES],
 }
 
 /// Accepts connections on the target.
 pub trait Acceptor: Send {
-    /// The next one, or `None` when `timeout` has passed.
-    fn accept(&mut self, timeout: Duration) -> Result<Option<Connection>, NetError>;
+    /// The next one that has said a Hello, or `None` when `timeout` has passed. Where connections are encrypted, only
+    /// who knows `secret` comes so far.
+    fn caller(&mut self, secret: &Secret, timeout: Duration) -> Result<Option<Caller>, NetError>;
+    /// A sentence about those turned away since it was last asked for, if there is news; at most one a second, as
+    /// anybody can knock.
+    fn turned_away(&mut self) -> Option<String> {
+        None
+    }
 }

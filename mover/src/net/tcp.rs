@@ -24,19 +24,23 @@ use rustix::net::RecvFlags;
 use rustix::time::Timespec;
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
-use super::{Acceptor, Connection, Dialer, HangUp, Receiver, SendPath, Sender};
+use super::pass::Fingerprint;
+use super::tls::handshake;
+use super::{Connection, Dialer, HangUp, Receiver, SendPath, Sender};
 use crate::error::NetError;
 use crate::kernel::net::{
     How, Pieces, allow_zero_copy, completions, receive_more, send_more, unacknowledged,
 };
 use crate::memory::GuestPage;
 use crate::units::PAGE_BYTES;
+use crate::wire::hello::Hello;
 
 /// Below this many bytes of pages the bookkeeping of a zero-copy send costs more than the copy (the kernel's
 /// `msg_zerocopy.rst` says around 10 KiB).
 const ZERO_COPY_FROM: usize = 16 * 1024;
-/// Connections that may wait to be accepted; more lanes than that are never dialled.
-const BACKLOG: i32 = 64;
+/// Connections that may wait to be accepted. Far more than there are lanes: strangers who knock at the port must not
+/// keep the right one out of the kernel's queue.
+const BACKLOG: i32 = 1024;
 
 /// How connections behave. Both ends have their own.
 #[derive(Clone, Debug)]
@@ -60,13 +64,18 @@ impl Default for Settings {
 }
 
 /// What the halves of a connection share.
-struct Link {
+pub(super) struct Link {
     socket: Socket,
     peer: String,
     hung_up: AtomicBool,
 }
 
 impl Link {
+    /// Where the connection leads, for messages.
+    pub(super) fn peer(&self) -> &str {
+        &self.peer
+    }
+
     /// The error to return for what the kernel said.
     fn error(&self, doing: &'static str, patience: Duration, source: io::Error) -> NetError {
         if self.hung_up.load(Ordering::SeqCst) {
@@ -144,8 +153,26 @@ impl Silence {
     }
 }
 
+/// A connected socket, set up, and not yet hidden behind traits.
+pub(super) struct Halves {
+    pub(super) sender: TcpSender,
+    pub(super) receiver: TcpReceiver,
+    pub(super) link: Arc<Link>,
+}
+
+impl From<Halves> for Connection {
+    fn from(Halves { sender, receiver, link }: Halves) -> Self {
+        Self {
+            peer: link.peer.clone(),
+            sender: Box::new(sender),
+            receiver: Box::new(receiver),
+            hang_up: link,
+        }
+    }
+}
+
 /// Sets up a connected socket.
-fn connection(socket: Socket, peer: SocketAddr, settings: &Settings) -> Result<Connection, NetError> {
+pub(super) fn halves(socket: Socket, peer: SocketAddr, settings: &Settings) -> Result<Halves, NetError> {
     let peer = peer.to_string();
     let patience = settings.patience.max(Duration::from_millis(20));
     let silence = Silence::new(Some(patience));
@@ -177,11 +204,11 @@ fn connection(socket: Socket, peer: SocketAddr, settings: &Settings) -> Result<C
     };
     let receiver =
         TcpReceiver { link: link.clone(), pieces: Pieces::new(), silence: Silence::new(Some(patience)) };
-    Ok(Connection { peer, sender: Box::new(sender), receiver: Box::new(receiver), hang_up: link })
+    Ok(Halves { sender, receiver, link })
 }
 
 /// The sending half.
-struct TcpSender {
+pub(super) struct TcpSender {
     link: Arc<Link>,
     pieces: Pieces,
     silence: Silence,
@@ -196,6 +223,11 @@ struct TcpSender {
 const SENDING: &str = "data was sent to it";
 
 impl TcpSender {
+    /// The error for a peer that is not to be trusted any further.
+    pub(super) fn untrusted(&self, why: String) -> NetError {
+        NetError::Untrusted { peer: self.link.peer.clone(), why }
+    }
+
     /// Sends bytes `from..to` of the message.
     fn transmit(
         &mut self,
@@ -296,7 +328,7 @@ impl Sender for TcpSender {
 }
 
 /// The receiving half.
-struct TcpReceiver {
+pub(super) struct TcpReceiver {
     link: Arc<Link>,
     pieces: Pieces,
     silence: Silence,
@@ -306,6 +338,35 @@ const AWAITING: &str = "a message was awaited";
 const AMID: &str = "a message was half here";
 
 impl TcpReceiver {
+    /// The error for a peer that is not to be trusted any further.
+    pub(super) fn untrusted(&self, why: String) -> NetError {
+        NetError::Untrusted { peer: self.link.peer.clone(), why }
+    }
+
+    /// The error for the end of the stream.
+    pub(super) fn closed(&self, amid: bool) -> NetError {
+        self.link.closed(if amid { AMID } else { AWAITING })
+    }
+
+    /// Patience begins anew: a message is awaited from now on.
+    pub(super) fn begin(&mut self) {
+        self.silence.broken();
+    }
+
+    /// Takes what is there, a byte at least. `amid`: whether some of the message was there before.
+    pub(super) fn recv_some(&mut self, out: &mut [u8], amid: bool) -> Result<usize, NetError> {
+        loop {
+            match rustix::net::recv(&self.link.socket, &mut *out, RecvFlags::empty()) {
+                Ok((0, _)) => return Err(self.closed(amid)),
+                Ok((bytes, _)) => {
+                    self.silence.broken();
+                    return Ok(bytes);
+                }
+                Err(error) => self.nothing_came(usize::from(amid), error.into())?,
+            }
+        }
+    }
+
     /// What to do about a call that brought no byte: go on, or end with an error.
     fn nothing_came(&mut self, done: usize, error: io::Error) -> Result<(), NetError> {
         let doing = if done == 0 { AWAITING } else { AMID };
@@ -382,18 +443,33 @@ impl Receiver for TcpReceiver {
 pub struct TcpDialer {
     target: String,
     settings: Settings,
+    pin: Option<Fingerprint>,
 }
 
 impl TcpDialer {
     /// A dialer for `target`, `HOST:PORT`; an IPv6 address in brackets. The name is resolved at each dial.
     #[must_use]
     pub fn new(target: &str, settings: Settings) -> Self {
-        Self { target: target.to_owned(), settings }
+        Self { target: target.to_owned(), settings, pin: None }
+    }
+
+    /// From now on over TLS, to the target that has the key with that fingerprint; `None`: in the clear.
+    #[must_use]
+    pub fn pinned(self, pin: Option<Fingerprint>) -> Self {
+        Self { pin, ..self }
     }
 }
 
-impl Dialer for TcpDialer {
-    fn dial(&self, timeout: Duration) -> Result<Connection, NetError> {
+impl TcpDialer {
+    /// Opens a connection in the clear, within `timeout`, and says nothing.
+    ///
+    /// # Errors
+    /// When nobody answers there.
+    pub fn dial(&self, timeout: Duration) -> Result<Connection, NetError> {
+        self.connect(timeout).map(Connection::from)
+    }
+
+    fn connect(&self, timeout: Duration) -> Result<Halves, NetError> {
         let deadline = Instant::now() + timeout;
         let addresses = resolve(&self.target)?;
         let mut last = None;
@@ -402,11 +478,25 @@ impl Dialer for TcpDialer {
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             let share = left / u32::try_from(addresses.len() - place).unwrap_or(u32::MAX);
             match connect(*address, share.max(Duration::from_millis(1))) {
-                Ok(socket) => return connection(socket, *address, &self.settings),
+                Ok(socket) => return halves(socket, *address, &self.settings),
                 Err(source) => last = Some(cannot_connect(*address, &self.target, source)),
             }
         }
         Err(last.unwrap_or_else(|| no_such_name(&self.target, io::Error::other("the name has no address"))))
+    }
+}
+
+impl Dialer for TcpDialer {
+    fn call(&self, hello: &Hello, timeout: Duration) -> Result<Connection, NetError> {
+        let halves = self.connect(timeout)?;
+        match self.pin {
+            Some(pin) => handshake::dial(halves, pin, hello),
+            None => {
+                let mut connection = Connection::from(halves);
+                connection.sender.send(&hello.encode(), &[])?;
+                Ok(connection)
+            }
+        }
     }
 }
 
@@ -511,40 +601,61 @@ fn listen_on(wanted: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
     Ok((socket, local))
 }
 
-impl Acceptor for TcpAcceptor {
-    fn accept(&mut self, timeout: Duration) -> Result<Option<Connection>, NetError> {
+impl TcpAcceptor {
+    /// The next connection, in the clear and whoever it is, or `None` when `timeout` has passed. [`super::entrance`]
+    /// is what lets nobody in but who may.
+    ///
+    /// # Errors
+    /// When the system accepts no more.
+    pub fn accept(&mut self, timeout: Duration) -> Result<Option<Connection>, NetError> {
         let deadline = Instant::now().checked_add(timeout);
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if !readable(&self.socket, left).map_err(|source| self.cannot_accept(source))? {
                 return Ok(None);
             }
-            match self.socket.accept() {
-                Ok((socket, address)) => {
-                    let peer = address.as_socket().unwrap_or(self.local);
-                    match connection(socket, peer, &self.settings) {
-                        Ok(connection) => return Ok(Some(connection)),
-                        // One caller that is gone already must not end the wait for the right one.
-                        Err(error) => tracing::warn!("{error}"),
-                    }
-                }
-                // It went away before it was accepted: errors of that connection, not of the listener (accept(2)).
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::WouldBlock
-                            | ErrorKind::ConnectionAborted
-                            | ErrorKind::ConnectionReset
-                            | ErrorKind::Interrupted
-                    ) => {}
-                Err(source) => return Err(self.cannot_accept(source)),
+            let Some((socket, peer)) = self.take().map_err(|source| self.cannot_accept(source))? else {
+                continue;
+            };
+            match halves(socket, peer, &self.settings) {
+                Ok(halves) => return Ok(Some(halves.into())),
+                // One caller that is gone already must not end the wait for the right one.
+                Err(error) => tracing::warn!("{error}"),
             }
         }
     }
-}
 
-impl TcpAcceptor {
-    fn cannot_accept(&self, source: io::Error) -> NetError {
+    /// A connection that waits, without waiting for one.
+    pub(super) fn take(&self) -> io::Result<Option<(Socket, SocketAddr)>> {
+        match self.socket.accept() {
+            Ok((socket, address)) => Ok(Some((socket, address.as_socket().unwrap_or(self.local)))),
+            // It went away before it was accepted: errors of that connection, not of the listener (accept(2)).
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock
+                        | ErrorKind::ConnectionAborted
+                        | ErrorKind::ConnectionReset
+                        | ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(source) => Err(source),
+        }
+    }
+
+    /// Its socket, to be polled.
+    pub(super) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// How its connections behave.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(super) fn cannot_accept(&self, source: io::Error) -> NetError {
         NetError::Os {
             doing: format!("cannot accept a connection on {}", self.local),
             remedy: "If it says that too many files are open, raise the limit (ulimit -n)",

@@ -23,8 +23,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// Dials, says `hello`, and returns the connection if it is welcome.
 pub fn open(dialer: &dyn Dialer, hello: &Hello, patience: Duration) -> Result<(Connection, Welcome), Error> {
-    let mut connection = dialer.dial(patience)?;
-    connection.sender.send(&hello.encode(), &[])?;
+    let mut connection = dialer.call(hello, patience)?;
     connection.receiver.set_patience(Some(patience));
     let mut answer = [0; HELLO_BYTES];
     connection.receiver.recv(&mut answer)?;

@@ -53,6 +53,8 @@ pub struct Sent {
     pub busy_ns: AtomicU64,
     /// Whether any lane sent without a copy.
     pub zero_copy: AtomicBool,
+    /// Whether any lane encrypted.
+    pub encrypted: AtomicBool,
 }
 
 /// What the control task tells the judges, as the bits of `f64` seconds.
@@ -450,8 +452,10 @@ impl Lane {
 
     fn account(&self, bytes: u64) {
         self.shared.sent.bytes.fetch_add(bytes, SeqCst);
-        if self.sender.path() == SendPath::ZeroCopy {
-            self.shared.sent.zero_copy.store(true, SeqCst);
+        match self.sender.path() {
+            SendPath::Copy => {}
+            SendPath::ZeroCopy => self.shared.sent.zero_copy.store(true, SeqCst),
+            SendPath::Encrypted => self.shared.sent.encrypted.store(true, SeqCst),
         }
     }
 }

@@ -14,8 +14,9 @@ use super::runtime::nanos;
 use super::scheduler::{Key, MICRO, MILLI, SECOND, Scheduler};
 use crate::error::NetError;
 use crate::memory::{GuestPage, OwnedPages};
-use crate::net::{Acceptor, Connection, Dialer, HangUp, Receiver, SendPath, Sender};
+use crate::net::{Acceptor, Caller, Connection, Dialer, HangUp, Receiver, SendPath, Sender};
 use crate::units::{PAGE_BYTES, u64_of, usize_of};
+use crate::wire::hello::{HELLO_BYTES, Hello, Secret};
 
 /// How long a send may stand still before the kernel gives the connection up (TCP_USER_TIMEOUT).
 const SEND_PATIENCE: u64 = 30 * SECOND;
@@ -181,17 +182,17 @@ impl Network {
     }
 
     /// What the source dials with.
-    pub(crate) fn dialer(self: &Arc<Self>) -> Arc<dyn Dialer> {
+    pub(crate) fn dialer(self: &Arc<Self>) -> Arc<SimDialer> {
         Arc::new(SimDialer { network: Arc::clone(self), strange: false })
     }
 
     /// What a stranger dials with.
-    pub(crate) fn strange_dialer(self: &Arc<Self>) -> Arc<dyn Dialer> {
+    pub(crate) fn strange_dialer(self: &Arc<Self>) -> Arc<SimDialer> {
         Arc::new(SimDialer { network: Arc::clone(self), strange: true })
     }
 
     /// What the target accepts with; one at a time.
-    pub(crate) fn listen(self: &Arc<Self>) -> Box<dyn Acceptor> {
+    pub(crate) fn listen(self: &Arc<Self>) -> Box<SimAcceptor> {
         self.state().listening = true;
         Box::new(SimAcceptor { network: Arc::clone(self) })
     }
@@ -651,13 +652,21 @@ impl HangUp for SimHangUp {
     }
 }
 
-struct SimDialer {
+pub(crate) struct SimDialer {
     network: Arc<Network>,
     strange: bool,
 }
 
 impl Dialer for SimDialer {
-    fn dial(&self, timeout: Duration) -> Result<Connection, NetError> {
+    fn call(&self, hello: &Hello, timeout: Duration) -> Result<Connection, NetError> {
+        let mut connection = self.dial(timeout)?;
+        connection.sender.send(&hello.encode(), &[])?;
+        Ok(connection)
+    }
+}
+
+impl SimDialer {
+    pub(crate) fn dial(&self, timeout: Duration) -> Result<Connection, NetError> {
         let network = &self.network;
         let scheduler = &network.scheduler;
         scheduler.interleave();
@@ -699,12 +708,30 @@ impl Dialer for SimDialer {
     }
 }
 
-struct SimAcceptor {
+pub(crate) struct SimAcceptor {
     network: Arc<Network>,
 }
 
+/// How long a connection may take for its first 64 bytes.
+const HELLO_PATIENCE: Duration = Duration::from_secs(2);
+
 impl Acceptor for SimAcceptor {
-    fn accept(&mut self, timeout: Duration) -> Result<Option<Connection>, NetError> {
+    fn caller(&mut self, _: &Secret, timeout: Duration) -> Result<Option<Caller>, NetError> {
+        let Some(mut connection) = self.accept(timeout)? else { return Ok(None) };
+        connection.receiver.set_patience(Some(HELLO_PATIENCE));
+        let mut hello = [0; HELLO_BYTES];
+        match connection.receiver.recv(&mut hello) {
+            Ok(()) => Ok(Some(Caller { connection, hello })),
+            Err(error) => {
+                self.network.scheduler.note(|| format!("somebody came and said nothing: {error}"));
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl SimAcceptor {
+    pub(crate) fn accept(&mut self, timeout: Duration) -> Result<Option<Connection>, NetError> {
         let network = &self.network;
         let scheduler = &network.scheduler;
         scheduler.interleave();

@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::net::{LinkShape, Network};
+use super::net::{LinkShape, Network, SimAcceptor};
 use super::rng::Rng;
 use super::runtime::SimRuntime;
 use super::scheduler::{Failure, Group, MILLI, Ran, SECOND, Scheduler, Tempo};
 use crate::error::NetError;
 use crate::memory::OwnedPages;
-use crate::net::{Acceptor, Connection};
+use crate::net::Connection;
 use crate::runtime::{Bell, Placement, Runtime};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -145,7 +145,7 @@ fn link(scheduler: &Arc<Scheduler>, seed: u64, pages: &Arc<OwnedPages>) -> Arc<N
     Network::new(scheduler, Rng::new(seed, "net"), shape, vec![Arc::clone(pages)])
 }
 
-fn accept(acceptor: &mut Box<dyn Acceptor>) -> Connection {
+fn accept(acceptor: &mut SimAcceptor) -> Connection {
     acceptor.accept(MINUTE).unwrap().expect("a connection within a minute")
 }
 

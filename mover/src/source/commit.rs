@@ -85,7 +85,12 @@ impl Migration {
         summary.pages_checked = feedback.checked;
         summary.check_failures = feedback.failed;
         summary.lanes = u32::try_from(self.config.lanes).unwrap_or(u32::MAX);
-        summary.send_path = if sent.zero_copy.load(SeqCst) { "zero-copy" } else { "copy" }.into();
+        summary.send_path = match (sent.encrypted.load(SeqCst), sent.zero_copy.load(SeqCst)) {
+            (true, _) => "encrypted",
+            (_, true) => "zero-copy",
+            _ => "copy",
+        }
+        .into();
         summary.load_path = match (feedback.checked, account.direct) {
             (0, _) => "none",
             (_, true) => "direct",
@@ -108,7 +113,7 @@ impl Migration {
         self.notice(format!("{error}; dialling again"));
         self.drop_link()?;
         let give_up = self.around.runtime.now().plus(self.config.redial_for);
-        let hello = Hello::new(Purpose::Resume, self.id, self.session.expect("connected once"));
+        let hello = Hello::new(Purpose::Resume, self.id, self.session.clone().expect("connected once"));
         loop {
             match self.resume(&hello) {
                 Ok(()) => return Ok(()),

@@ -22,9 +22,9 @@ const JOBS: usize = 4;
 impl Migration {
     /// Dials the target, agrees with it on disks and mode, opens the lanes.
     pub(super) fn connect(&mut self) -> Result<(), Error> {
-        let hello = Hello::new(Purpose::Control, self.id, self.token);
+        let hello = Hello::new(Purpose::Control, self.id, self.token.clone());
         let (connection, welcome) = control::open(&*self.dialer, &hello, self.config.patience)?;
-        self.session = Some(welcome.secret);
+        self.session = Some(welcome.secret.clone());
         self.listen(connection);
         self.tell(&self.shape(self.config.mode == Mode::Lazy))?;
         self.wait_for(|m| m.heard.accept.is_some())?;
@@ -72,9 +72,9 @@ impl Migration {
 
     /// Opens all lanes and starts their tasks.
     pub(super) fn dial_lanes(&mut self) -> Result<(), Error> {
-        let session = self.session.expect("connected");
+        let session = self.session.clone().expect("connected");
         for number in 0..u8::try_from(self.config.lanes).unwrap_or(u8::MAX) {
-            let hello = Hello::new(Purpose::Lane(number), self.id, session);
+            let hello = Hello::new(Purpose::Lane(number), self.id, session.clone());
             let (connection, _) = control::open(&*self.dialer, &hello, self.config.patience)?;
             let Connection { sender, hang_up, .. } = connection;
             let jobs = Arc::new(ArrayQueue::new(JOBS));

@@ -1,6 +1,7 @@
 //! The handshake: who may come in, for what, and what is made for them.
 //!
-//! A connection gets 64 bytes to show its right. One that does not is closed, and nothing of it is kept.
+//! What comes here has said its Hello, 64 bytes; the acceptor has seen to it that many can do so at once and that none
+//! is waited for. One that has no right to come in is closed, and nothing of it is kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
@@ -11,7 +12,7 @@ use crossbeam_queue::ArrayQueue;
 use crate::error::Error;
 use crate::journal::Journal;
 use crate::limits::LANES_MAX;
-use crate::net::{Acceptor, Connection};
+use crate::net::{Acceptor, Caller, Connection};
 use crate::pipeline::control;
 use crate::report::Event;
 use crate::runtime::{Bell, Runtime};
@@ -20,10 +21,11 @@ use crate::target::{Config, Host, Parts};
 use crate::wire::control::{HEADER_BYTES, Message, Shape};
 use crate::wire::hello::{HELLO_BYTES, Hello, MigrationId, Purpose, Secret, Verdict, Welcome};
 
-/// How long a new connection may take for its first 64 bytes.
-const HELLO_PATIENCE: Duration = Duration::from_secs(2);
 /// How long to wait in accept before looking whether someone has cancelled.
 const GLANCE: Duration = Duration::from_millis(50);
+/// While nobody is expected: how often strangers are looked at, and how many of them. They cost a running migration no
+/// more than that, however many knock; the others wait in the kernel's queue, or are dropped from it.
+const STRANGERS_AT_ONCE: usize = 16;
 
 /// A source that has shown its token and told the guest's shape.
 pub(super) struct Arrival {
@@ -49,8 +51,10 @@ pub(super) fn arrive(parts: Parts, config: &Config, around: &Surroundings) -> Re
             let doing = "a source was waited for";
             return Err(crate::error::NetError::Stalled { peer: "the network".into(), seconds, doing }.into());
         }
-        let Some(mut connection) = acceptor.accept(GLANCE)? else { continue };
-        match greet(&mut connection, &token) {
+        let caller = acceptor.caller(&token, GLANCE)?;
+        tell_turned_away(&mut *acceptor, around);
+        let Some(Caller { mut connection, hello }) = caller else { continue };
+        match greet(&mut connection, &hello, &token) {
             Ok(hello) => break (connection, hello),
             Err(why) => notice(around, format!("turned away {}: {why}", connection.peer)),
         }
@@ -63,7 +67,7 @@ pub(super) fn arrive(parts: Parts, config: &Config, around: &Surroundings) -> Re
         version,
         oldest: crate::wire::VERSION_OLDEST,
         verdict: Verdict::Welcome,
-        secret: door.session,
+        secret: door.session.clone(),
     };
     connection.sender.send(&welcome.encode(), &[])?;
     connection.receiver.set_patience(Some(config.patience));
@@ -87,9 +91,17 @@ fn notice(around: &Surroundings, text: String) {
     around.observer.event(Event::Notice { at_ms: 0.0, text });
 }
 
-/// Reads a connection's Hello and judges it; a refusal is answered.
-fn greet(connection: &mut Connection, token: &Secret) -> Result<Hello, String> {
-    let hello = read_hello(connection)?;
+/// Tells of those who did not come as far as a Hello.
+fn tell_turned_away(acceptor: &mut dyn Acceptor, around: &Surroundings) {
+    if let Some(text) = acceptor.turned_away() {
+        notice(around, text);
+    }
+}
+
+/// Judges a connection's Hello; a refusal is answered.
+fn greet(connection: &mut Connection, hello: &[u8; HELLO_BYTES], token: &Secret) -> Result<Hello, String> {
+    // Who does not speak the protocol gets no answer.
+    let hello = Hello::decode(hello).map_err(|e| e.to_string())?;
     let verdict = match hello.purpose {
         _ if hello.common_version().is_none() => Verdict::Version,
         Purpose::Control if hello.secret.same(token) => return Ok(hello),
@@ -97,14 +109,6 @@ fn greet(connection: &mut Connection, token: &Secret) -> Result<Hello, String> {
         Purpose::Lane(_) | Purpose::Resume => Verdict::NoSession,
     };
     Err(refuse(connection, verdict))
-}
-
-fn read_hello(connection: &mut Connection) -> Result<Hello, String> {
-    connection.receiver.set_patience(Some(HELLO_PATIENCE));
-    let mut bytes = [0; HELLO_BYTES];
-    connection.receiver.recv(&mut bytes).map_err(|e| e.to_string())?;
-    // Who does not speak the protocol gets no answer.
-    Hello::decode(&bytes).map_err(|e| e.to_string())
 }
 
 fn refuse(connection: &mut Connection, verdict: Verdict) -> String {
@@ -149,6 +153,8 @@ pub(super) struct Door {
     pub(super) resumed: ArrayQueue<Connection>,
     /// Set to close the door.
     pub(super) closed: AtomicBool,
+    /// Rung when somebody is expected.
+    expected: Bell,
 }
 
 impl Door {
@@ -161,17 +167,20 @@ impl Door {
             new_lanes: ArrayQueue::new(LANES_MAX),
             resumed: ArrayQueue::new(1),
             closed: AtomicBool::new(false),
+            expected: Bell::default(),
         }
     }
 
     /// Lets each of `lanes` lanes in once.
-    pub(super) fn expect_lanes(&self, lanes: u8) {
+    pub(super) fn expect_lanes(&self, lanes: u8, runtime: &dyn Runtime) {
         self.lanes.store((1u32 << lanes) - 1, SeqCst);
+        runtime.ring(&self.expected);
     }
 
     /// Lets the source in again.
-    pub(super) fn expect_source(&self) {
+    pub(super) fn expect_source(&self, runtime: &dyn Runtime) {
         self.resumable.store(true, SeqCst);
+        runtime.ring(&self.expected);
     }
 
     /// Lets in whoever shows the session's secret, until closed. Runs as a task; an error is the acceptor's.
@@ -183,8 +192,16 @@ impl Door {
         ring: &Bell,
     ) -> Result<(), Error> {
         while !self.closed.load(SeqCst) {
-            let Some(mut connection) = acceptor.accept(GLANCE)? else { continue };
-            match self.admit(&mut connection) {
+            let heard = self.expected.heard();
+            if !self.expects_someone() {
+                self.show_strangers_out(acceptor, around)?;
+                runtime.wait(&self.expected, heard, GLANCE);
+                continue;
+            }
+            let caller = acceptor.caller(&self.session, GLANCE)?;
+            tell_turned_away(acceptor, around);
+            let Some(Caller { mut connection, hello }) = caller else { continue };
+            match self.admit(&mut connection, &hello) {
                 Ok(Purpose::Lane(number)) => {
                     // At most one a bit, so there is room.
                     let _ = self.new_lanes.push((number, connection));
@@ -199,8 +216,29 @@ impl Door {
         Ok(())
     }
 
-    fn admit(&self, connection: &mut Connection) -> Result<Purpose, String> {
-        let hello = read_hello(connection)?;
+    /// Whether there is a lane to come, or the source may come again.
+    fn expects_someone(&self) -> bool {
+        self.lanes.load(SeqCst) != 0 || self.resumable.load(SeqCst)
+    }
+
+    /// Nobody is expected: turns a few away.
+    fn show_strangers_out(&self, acceptor: &mut dyn Acceptor, around: &Surroundings) -> Result<(), Error> {
+        for _ in 0..STRANGERS_AT_ONCE {
+            let Some(Caller { mut connection, hello }) = acceptor.caller(&self.session, Duration::ZERO)?
+            else {
+                break;
+            };
+            if let Err(why) = self.admit(&mut connection, &hello) {
+                notice(around, format!("turned away {}: {why}", connection.peer));
+            }
+        }
+        tell_turned_away(acceptor, around);
+        Ok(())
+    }
+
+    fn admit(&self, connection: &mut Connection, hello: &[u8; HELLO_BYTES]) -> Result<Purpose, String> {
+        // Who does not speak the protocol gets no answer.
+        let hello = Hello::decode(hello).map_err(|e| e.to_string())?;
         let ours = hello.migration == self.migration && hello.secret.same(&self.session);
         let verdict = match hello.purpose {
             _ if hello.common_version().is_none() => Verdict::Version,

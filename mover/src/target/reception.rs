@@ -211,7 +211,7 @@ impl Reception {
     /// Tells the source what this end can do, and waits for its lanes.
     fn accept(&mut self) -> Result<(), Error> {
         let lazy = self.lazy.as_ref().map(|_| ()).map_err(Clone::clone);
-        self.door.expect_lanes(self.shape.lanes);
+        self.door.expect_lanes(self.shape.lanes, &*self.around.runtime);
         self.tell(&Message::Accept(Offer { disks: self.readable.clone(), lazy }))?;
         let lanes = usize::from(self.shape.lanes);
         self.wait_for(|r| r.lanes.len() == lanes)
@@ -309,7 +309,7 @@ impl Reception {
                 Stage::Started => Standing::Started,
                 Stage::Drained => Standing::Drained,
             };
-            self.door.expect_lanes(self.shape.lanes);
+            self.door.expect_lanes(self.shape.lanes, &*self.around.runtime);
             self.ask_again();
             let told = self.tell(&Message::Standing(standing));
             let told = match self.stage {
@@ -442,7 +442,7 @@ impl Reception {
     /// Everything has arrived: from here on the source may be lost and come in again.
     pub(super) fn expect_source(&self) {
         self.shared.vital.store(false, SeqCst);
-        self.door.expect_source();
+        self.door.expect_source(&*self.around.runtime);
     }
 
     fn hang_up_all(&mut self) -> Result<(), Error> {

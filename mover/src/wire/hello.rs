@@ -1,7 +1,9 @@
 //! The first 64 bytes each way on every connection. Nothing else is read, and nothing is kept, before they hold.
 
+use subtle::ConstantTimeEq as _;
 use zerocopy::byteorder::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zeroize::Zeroize as _;
 
 use crate::error::WireError;
 use crate::wire::{VERSION_NEWEST, VERSION_OLDEST};
@@ -41,16 +43,21 @@ impl std::str::FromStr for MigrationId {
     }
 }
 
-/// A one-time token or a session's secret.
-#[derive(Clone, Copy)]
+/// A one-time token or a session's secret. Overwritten when it is dropped.
+#[derive(Clone)]
 pub struct Secret(pub [u8; 32]);
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
 
 impl Secret {
     /// Whether both are the same, in a time that does not tell where they differ.
     #[must_use]
     pub fn same(&self, other: &Self) -> bool {
-        let differing = self.0.iter().zip(&other.0).fold(0, |d, (a, b)| d | (a ^ b));
-        std::hint::black_box(differing) == 0
+        self.0.ct_eq(&other.0).into()
     }
     /// As a user passes it from one shell to the other: 64 hexadecimal digits.
     #[must_use]
@@ -70,7 +77,7 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(crate) fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     if digits.len() != 2 * N || !digits.iter().all(u8::is_ascii_hexdigit) {
         return None;
@@ -111,7 +118,7 @@ struct WelcomeLayout {
 const _: () = assert!(size_of::<WelcomeLayout>() == HELLO_BYTES);
 
 /// The dialler's first words.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Hello {
     /// Newest version it speaks.
     pub newest: u16,
@@ -197,7 +204,7 @@ pub enum Verdict {
 }
 
 /// The acceptor's answer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Welcome {
     /// The version to speak; where there is none in common, the newest spoken there.
     pub version: u16,

@@ -25,6 +25,7 @@
 pub mod control;
 pub mod frame;
 pub mod hello;
+pub mod knock;
 
 use crate::error::WireError;
 

@@ -196,8 +196,11 @@ pub(crate) struct SendArgs {
     /// Compare every page on the target with what it was here at the pause; the guest stands still meanwhile
     #[arg(long)]
     pub(crate) verify: bool,
-    /// Let the network card read guest memory, where kernel and card can
+    /// Send in the clear: whoever is on the way sees the guest's memory, and can change it
     #[arg(long)]
+    pub(crate) plaintext: bool,
+    /// Let the network card read guest memory, where kernel and card can; encrypted pages are other bytes than those
+    #[arg(long, requires = "plaintext")]
     pub(crate) zero_copy: bool,
     /// Print what happens as JSON, a line an event, on standard output
     #[arg(long)]
@@ -244,9 +247,12 @@ pub(crate) struct ReceiveArgs {
     /// Where one of the guest's disks is on this host, if not at the source's path
     #[arg(long = "disk", value_name = "NAME=PATH")]
     pub(crate) disks: Vec<String>,
-    /// How long to wait for a source [default: for ever]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub(crate) wait: Option<Duration>,
+    /// How long to wait for a source, and how long the token is good
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    pub(crate) wait: Duration,
+    /// Receive in the clear: whoever is on the way sees the guest's memory, and can change it
+    #[arg(long)]
+    pub(crate) plaintext: bool,
     /// How long to wait for a source that was lost once the guest could start here
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub(crate) redial_for: Duration,
@@ -328,6 +334,9 @@ pub(crate) struct DemoArgs {
     /// Longest downtime to aim for
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = duration)]
     pub(crate) max_downtime: Duration,
+    /// Migrate in the clear instead of over TLS
+    #[arg(long)]
+    pub(crate) plaintext: bool,
     /// Do not compare every page with what the source had at the pause
     #[arg(long)]
     pub(crate) no_verify: bool,

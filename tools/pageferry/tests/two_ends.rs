@@ -14,16 +14,27 @@ fn what_receive_prints_moves_the_guest() {
     let (target, line) = host.receive(&[]);
     let wrong = host.send(&line, |line| {
         let (rest, token) = line.rsplit_once(' ').expect("the token comes last");
-        format!("{rest} {}", "0".repeat(token.len()))
+        let (token, fingerprint) = token.split_once('-').expect("encrypted unless told otherwise");
+        format!("{rest} {}-{fingerprint}", "0".repeat(token.len()))
     });
     assert_eq!(wrong.status.code(), Some(5), "{}", said(&wrong));
     assert!(said(&wrong).contains("token"), "{}", said(&wrong));
+    assert!(host.runs("desk"), "a refused migration changes nothing");
+
+    // Another target's key: whoever answers there is told nothing.
+    let other = host.send(&line, |line| {
+        let (rest, _) = line.rsplit_once('-').expect("the fingerprint comes last");
+        format!("{rest}-{}", "0".repeat(64))
+    });
+    assert_eq!(other.status.code(), Some(5), "{}", said(&other));
+    assert!(said(&other).contains("another key"), "{}", said(&other));
     assert!(host.runs("desk"), "a refused migration changes nothing");
 
     let sent = host.send(&line, |line| format!("{line} --verify --json"));
     assert!(sent.status.success(), "{}", said(&sent));
     let summary: serde_json::Value = serde_json::from_slice(&sent.stdout).expect("one JSON object");
     assert_eq!(summary["mode"], "lazy");
+    assert_eq!(summary["send_path"], "encrypted");
     assert_eq!(summary["verified_pages"], (32 << 20) / 4096);
     assert_eq!(summary["mismatched_pages"], 0);
     assert!(summary["pages_by_reference"].as_u64() > Some(0), "{summary}");
@@ -41,7 +52,7 @@ fn refusals_name_their_cause_and_leave_the_guest() {
         assert!(said(&output).contains(word), "{}", said(&output));
         assert!(host.runs("desk"));
     };
-    let token = "0".repeat(64);
+    let token = format!("{0}-{0}", "0".repeat(64));
     let nobody = ["send", "--guest", "desk", "--to", "127.0.0.1:1", "--token", &token];
     refused(host.run(&nobody), 4, "receive");
     refused(
@@ -49,6 +60,11 @@ fn refusals_name_their_cause_and_leave_the_guest() {
         2,
         "64 hexadecimal",
     );
+    let clear = "0".repeat(64);
+    let unsaid = ["send", "--guest", "desk", "--to", "127.0.0.1:1", "--token", &clear];
+    refused(host.run(&unsaid), 2, "say --plaintext here too");
+    let too_much = ["send", "--plaintext", "--guest", "desk", "--to", "127.0.0.1:1", "--token", &token];
+    refused(host.run(&too_much), 2, "leave --plaintext away");
     refused(
         host.run(&["send", "--guest", "other", "--to", "127.0.0.1:1", "--token", &token]),
         3,
@@ -70,6 +86,21 @@ fn refusals_name_their_cause_and_leave_the_guest() {
     refused(host.run(&["receive", "--listen", address]), 4, "listens there");
     target.kill().expect("it runs");
     end(target);
+}
+
+/// In the clear where both sides say so, and only then.
+#[test]
+fn plaintext_is_for_who_asks_for_it() {
+    let Some(host) = Host::new() else { return };
+    let (target, line) = host.receive(&["--plaintext"]);
+    let unsaid = host.send(&line, |line| line.replace("--plaintext ", ""));
+    assert_eq!(unsaid.status.code(), Some(2), "{}", said(&unsaid));
+    let sent = host.send(&line, |line| format!("{line} --json"));
+    assert!(sent.status.success(), "{}", said(&sent));
+    let summary: serde_json::Value = serde_json::from_slice(&sent.stdout).expect("one JSON object");
+    assert_eq!(summary["send_path"], "copy");
+    assert_eq!(end(target), Some(0));
+    assert!(host.must(&["guest", "check", "moved"]).contains("none wrong"));
 }
 
 #[test]

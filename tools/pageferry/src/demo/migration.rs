@@ -117,6 +117,9 @@ impl Scene<'_> {
     fn receive(&self, to: &str) -> Outcome<Command> {
         let mut command = self.stage.program_at(End::Target)?;
         command.args(["receive", "--json-events", "--name", to, "--listen", &self.stage.listen_address()]);
+        if self.args.plaintext {
+            command.arg("--plaintext");
+        }
         Ok(command)
     }
 
@@ -125,6 +128,9 @@ impl Scene<'_> {
         command.args(["send", "--json-events", "--guest", from, "--to", address, "--mode", mode.name()]);
         command.args(["--lanes", &self.args.lanes.to_string()]);
         command.args(["--max-downtime", &format!("{}ms", self.args.max_downtime.as_millis())]);
+        if self.args.plaintext {
+            command.arg("--plaintext");
+        }
         if !self.args.no_verify {
             command.arg("--verify");
         }

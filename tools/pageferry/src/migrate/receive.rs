@@ -1,6 +1,7 @@
 //! `pageferry receive`: waits for one guest and takes it up.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,7 +10,10 @@ use mover::disk::identity::{open_same, resolve};
 use mover::disk::{DiskInfo, Disks};
 use mover::error::Error;
 use mover::journal::{Entry, FileJournal, Journal, Record, Role};
+use mover::net::entrance::{Entrance, Lock};
+use mover::net::pass::Pass;
 use mover::net::tcp::{Settings, TcpAcceptor};
+use mover::net::tls::Identity;
 use mover::process::backend::attach_target;
 use mover::process::config::GuestConfig;
 use mover::process::launch;
@@ -35,22 +39,27 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
     let disks = disks(&args.disks)?;
     let teller = args.json_events.then(|| Arc::new(Teller::new()));
     let surroundings = surroundings(console, teller.clone())?;
-    let mut config =
-        Config { direct: args.direct, wait: args.wait, redial_for: args.redial_for, ..Config::default() };
+    let mut config = Config {
+        direct: args.direct,
+        wait: Some(args.wait),
+        redial_for: args.redial_for,
+        ..Config::default()
+    };
     if let Some(depth) = args.depth {
         config.depth = depth;
     }
     let settings = Settings { patience: config.patience, ..Settings::default() };
     let acceptor = TcpAcceptor::listen(&args.listen, settings)?;
-    let mut token = Secret([0; 32]);
-    surroundings.runtime.random(&mut token.0);
-    announce(&acceptor, &token, args, console, teller.as_deref())?;
+    let lock = if args.plaintext { Lock::Plain } else { Lock::Tls(Identity::new()?) };
+    let mut pass = Pass { token: Secret([0; 32]), fingerprint: lock.fingerprint() };
+    surroundings.runtime.random(&mut pass.token.0);
+    announce(acceptor.local(), &pass, args, console, teller.as_deref())?;
 
     let name = args.name.clone();
     let journal_name = name.clone();
     let parts = Parts {
-        acceptor: Box::new(acceptor),
-        token,
+        acceptor: Box::new(Entrance::new(acceptor, lock)),
+        token: pass.token,
         host: Box::new(move |shape| make_host(shape, name.as_deref(), &disks)),
         journal: Box::new(move |id, shape, peer| {
             let guest = journal_name.unwrap_or_else(|| shape.guest.clone());
@@ -98,13 +107,13 @@ fn disks(given: &[String]) -> Outcome<BTreeMap<String, PathBuf>> {
 
 /// Says where to send to: the whole command, to be pasted into the other shell.
 fn announce(
-    acceptor: &TcpAcceptor,
-    token: &Secret,
+    local: SocketAddr,
+    pass: &Pass,
     args: &ReceiveArgs,
     console: &Console,
     teller: Option<&Teller>,
 ) -> Outcome {
-    let local = acceptor.local();
+    let token = pass.to_word();
     let host = if local.ip().is_unspecified() { host_name() } else { local.ip().to_string() };
     let address = if host.contains(':') {
         format!("[{host}]:{}", local.port())
@@ -112,19 +121,19 @@ fn announce(
         format!("{host}:{}", local.port())
     };
     if let Some(teller) = teller {
-        teller.tell(&Line::Told(Told::Listening { address, token: token.to_hex() }));
+        teller.tell(&Line::Told(Told::Listening { address, token }));
         return Ok(());
     }
     if console.json {
-        let line = Told::Listening { address, token: token.to_hex() };
+        let line = Told::Listening { address, token };
         let text = serde_json::to_string(&line)
             .map_err(|error| Failure::new(ExitClass::Internal, error.to_string()))?;
         return console.print(&text);
     }
-    let limit =
-        args.wait.map_or(String::new(), |wait| format!(" within {}", show_ms(wait.as_secs_f64() * 1e3)));
-    console.note(&format!("listening on {local}; on the source, start{limit}:"));
-    console.print(&format!("pageferry send --guest NAME --to {address} --token {}", token.to_hex()))
+    let limit = show_ms(args.wait.as_secs_f64() * 1e3);
+    console.note(&format!("listening on {local}; on the source, start within {limit}:"));
+    let plaintext = if args.plaintext { "--plaintext " } else { "" };
+    console.print(&format!("pageferry send --guest NAME --to {address} {plaintext}--token {token}"))
 }
 
 fn host_name() -> String {

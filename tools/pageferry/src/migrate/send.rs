@@ -12,13 +12,14 @@ use mover::index::commands;
 use mover::index::keeper::{DiskKeeper, Habits};
 use mover::index::set::Tables;
 use mover::journal::{Entry, FileJournal, Record, Role};
+use mover::net::pass::Pass;
 use mover::net::tcp::{Settings, TcpDialer};
 use mover::process::backend::attach_source;
 use mover::process::control::Attached;
 use mover::report::{Event, Mode};
 use mover::source::{self, Config, NotConverging, Parts};
 use mover::units::DiskId;
-use mover::wire::hello::{MigrationId, Secret};
+use mover::wire::hello::MigrationId;
 
 use super::surroundings;
 use crate::cli::{IfNotConverging, SendArgs, Throttle};
@@ -32,11 +33,7 @@ use crate::told::{Line, Teller, Told};
 
 /// Does it.
 pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
-    let token = Secret::from_hex(&args.token).ok_or_else(|| {
-        Failure::usage(
-            "that is not a token: it has 64 hexadecimal digits, as `pageferry receive` printed them",
-        )
-    })?;
+    let pass = pass(args)?;
     let teller = args.json_events.then(|| Arc::new(Teller::new()));
     let surroundings = surroundings(console, teller.clone())?;
     let mut id = MigrationId::default();
@@ -77,8 +74,8 @@ pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
         name,
         index: Some(Arc::new(tables)),
         keeper: Some(keeper),
-        dialer: Arc::new(TcpDialer::new(&args.to, settings)),
-        token,
+        dialer: Arc::new(TcpDialer::new(&args.to, settings).pinned(pass.fingerprint)),
+        token: pass.token,
         migration: id,
         journal: Box::new(journal),
     };
@@ -97,6 +94,21 @@ pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// The token, if it is for what is asked for.
+fn pass(args: &SendArgs) -> Outcome<Pass> {
+    let pass: Pass = args.token.parse().map_err(Failure::usage)?;
+    match (&pass.fingerprint, args.plaintext) {
+        (None, false) => Err(Failure::usage(
+            "that token is for a target in the clear (`pageferry receive --plaintext`). If the guest's memory may be \
+             read and changed on the way, say --plaintext here too",
+        )),
+        (Some(_), true) => {
+            Err(Failure::usage("that token is for an encrypted migration: leave --plaintext away"))
+        }
+        _ => Ok(pass),
+    }
 }
 
 /// Stands where the log of disk writes was before the index's keeper took it.

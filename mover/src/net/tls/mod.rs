@@ -1,0 +1,174 @@
+//! Connections over TLS 1.3: who the ends are, and how a connection becomes one.
+//!
+//! ```text
+//!   dialler                                     acceptor
+//!     | -- knock, 64 bytes ----------------------> |  hangs up on whoever does not know the secret
+//!     | -- ClientHello ..                          |
+//!     | <--- .. raw public key, signed, Finished - |  the dialler hangs up unless the key is the pinned one
+//!     | -- Finished, then the Hello with the secret|
+//!     | ==== records ============================= |
+//! ```
+//! rustls does the handshake (`handshake`) and then hands over the keys of both directions. From there each half of a
+//! connection seals or opens records itself, on the task that owns it, in a buffer made with it (`halves`, `record`):
+//! no lock, no allocation, no copy of rustls' own. Only a change of keys, once in 2^24 records (256 GiB), takes a lock
+//! and allocates.
+//!
+//! A target makes a key pair for each migration ([`Identity`]); its certificate is a raw public key (RFC 7250), for a
+//! name, a date or an authority would say nothing that the pinned fingerprint does not. There are no tickets, no early
+//! data, no other version and no renegotiation.
+
+#![forbid(unsafe_code)]
+
+mod halves;
+pub(super) mod handshake;
+mod record;
+
+use std::sync::Arc;
+
+use ring::rand::SystemRandom;
+use ring::signature::Ed25519KeyPair;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::server::AlwaysResolvesServerRawPublicKeys;
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, PeerIncompatible, ServerConfig, SignatureScheme,
+    version::TLS13,
+};
+
+use crate::error::NetError;
+use crate::net::pass::Fingerprint;
+
+/// A key pair that one target shows to one source. Only this process ever has it.
+pub struct Identity {
+    config: Arc<ServerConfig>,
+    fingerprint: Fingerprint,
+}
+
+impl Identity {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// Where the system gives no randomness.
+    pub fn new() -> Result<Self, NetError> {
+        let pair = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| NetError::Os {
+            doing: "cannot make a key pair".to_owned(),
+            remedy: "The system gives no randomness; is /dev/urandom or getrandom(2) forbidden here?",
+            source: std::io::Error::other("no randomness"),
+        })?;
+        let provider = provider();
+        let key = rustls::crypto::ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(pair.as_ref()))
+            .map_err(|error| unusable(&error))?;
+        let public =
+            key.public_key().ok_or_else(|| unusable(&rustls::Error::General("no public key".into())))?;
+        let fingerprint = Fingerprint::of(&public);
+        let shown = CertificateDer::from(public.to_vec());
+        let certified = Arc::new(CertifiedKey::new(vec![shown], key));
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|error| unusable(&error))?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified)));
+        config.enable_secret_extraction = true;
+        config.send_tls13_tickets = 0;
+        Ok(Self { config: Arc::new(config), fingerprint })
+    }
+
+    /// What a source pins.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Identity({})", self.fingerprint)
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn unusable(error: &rustls::Error) -> NetError {
+    NetError::Os {
+        doing: "cannot set up TLS".to_owned(),
+        remedy: "Please report it",
+        source: std::io::Error::other(error.to_string()),
+    }
+}
+
+/// How to dial the target that has the key with that fingerprint.
+pub(super) fn pinning(pin: Fingerprint) -> Result<Arc<ClientConfig>, NetError> {
+    let provider = provider();
+    let algorithms = provider.signature_verification_algorithms;
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| unusable(&error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Pinned { pin, algorithms }))
+        .with_no_client_auth();
+    config.enable_secret_extraction = true;
+    config.enable_sni = false;
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// Takes one key and no other.
+#[derive(Debug)]
+struct Pinned {
+    pin: Fingerprint,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        key: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match chain.is_empty() && Fingerprint::of(key) == self.pin {
+            true => Ok(ServerCertVerified::assertion()),
+            false => Err(CertificateError::ApplicationVerificationFailure.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        key: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let key = SubjectPublicKeyInfoDer::from(key.as_ref());
+        verify_tls13_signature_with_raw_key(message, &key, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;
