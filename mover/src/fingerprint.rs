@@ -30,6 +30,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zeroize::Zeroize as _;
 
 use crate::memory::{PageBuf, nh};
 use crate::units::PAGE_BYTES;
@@ -60,6 +61,19 @@ struct Derived {
     inner: nh::Key,
     /// The key of the BLAKE3 around it.
     outer: [u8; 32],
+}
+
+impl Drop for Derived {
+    fn drop(&mut self) {
+        self.inner.zeroize();
+        self.outer.zeroize();
+    }
+}
+
+impl Drop for CheckKey {
+    fn drop(&mut self) {
+        self.bytes.zeroize();
+    }
 }
 
 impl CheckKey {

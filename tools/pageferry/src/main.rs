@@ -11,6 +11,7 @@ mod guest;
 mod image;
 mod index;
 mod layout;
+mod lockdown;
 mod machine;
 mod manual;
 mod migrate;
@@ -36,6 +37,7 @@ use failure::Outcome;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     console::log_to_stderr(cli.shared.verbose);
+    lockdown::no_core_dumps();
     let console = Console::new(&cli.shared);
     // What a guest's process complains of is quoted by the one that started it.
     let quoted = matches!(cli.command, Command::Guest { command: GuestCommand::Run });

@@ -7,6 +7,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::failure::{OrFail, Outcome};
+use crate::lockdown;
 
 const ENDING: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 const REMEDY: &str = "Please report it";
@@ -35,7 +36,13 @@ pub(crate) fn call_on_end(mut act: impl FnMut() + Send + 'static) -> Outcome {
     let mut signals = Signals::new(ENDING).or_fail(|| "cannot handle signals".to_owned(), REMEDY)?;
     std::thread::Builder::new()
         .name("signals".to_owned())
-        .spawn(move || signals.forever().for_each(|_| act()))
+        .spawn(move || {
+            // Its work takes no privilege, and the rest of the process gives its own up later, thread by thread.
+            if let Err(error) = lockdown::drop_capabilities(lockdown::Keep::Nothing) {
+                tracing::warn!("the signals' thread keeps its privileges: {error}");
+            }
+            signals.forever().for_each(|_| act());
+        })
         .or_fail(|| "cannot start a thread".to_owned(), "Raise the limit on processes (`ulimit -u`)")?;
     Ok(())
 }

@@ -17,6 +17,7 @@ use mover::net::tls::Identity;
 use mover::process::backend::attach_target;
 use mover::process::config::GuestConfig;
 use mover::process::launch;
+use mover::report::Event;
 use mover::target::{self, Config, Host, Parts};
 use mover::units::PageCount;
 use mover::wire::control::Shape;
@@ -27,6 +28,7 @@ use crate::cli::ReceiveArgs;
 use crate::console::Console;
 use crate::failure::{Failure, Outcome};
 use crate::guest;
+use crate::lockdown;
 use crate::state;
 use crate::told::{Line, Teller, Told};
 use crate::units::{show_bytes, show_count, show_ms};
@@ -55,6 +57,7 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
     surroundings.runtime.random(&mut pass.token.0);
     announce(acceptor.local(), &pass, args, console, teller.as_deref())?;
 
+    let observer = Arc::clone(&surroundings.observer);
     let name = args.name.clone();
     let journal_name = name.clone();
     let parts = Parts {
@@ -72,6 +75,10 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
                 peer: peer.to_owned(),
             };
             let journal: Box<dyn Journal> = Box::new(FileJournal::create(&state::records_dir(), record)?);
+            // The guest's process runs, its disks are open: lanes and loader start without privileges.
+            for text in lockdown::engine(&state::records_dir()) {
+                observer.event(Event::Notice { at_ms: 0.0, text });
+            }
             Ok(journal)
         }),
     };

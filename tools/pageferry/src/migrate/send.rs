@@ -17,6 +17,7 @@ use mover::net::tcp::{Settings, TcpDialer};
 use mover::process::backend::attach_source;
 use mover::process::control::Attached;
 use mover::report::{Event, Mode};
+use mover::runtime::{Runtime, Threads};
 use mover::source::{self, Config, NotConverging, Parts};
 use mover::units::DiskId;
 use mover::wire::hello::MigrationId;
@@ -27,6 +28,7 @@ use crate::console::Console;
 use crate::failure::{Failure, Outcome};
 use crate::guest;
 use crate::layout;
+use crate::lockdown;
 use crate::results::{self, Figures, Run};
 use crate::state;
 use crate::told::{Line, Teller, Told};
@@ -35,9 +37,8 @@ use crate::told::{Line, Teller, Told};
 pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
     let pass = pass(args)?;
     let teller = args.json_events.then(|| Arc::new(Teller::new()));
-    let surroundings = surroundings(console, teller.clone())?;
     let mut id = MigrationId::default();
-    surroundings.runtime.random(&mut id.0);
+    Threads::new().random(&mut id.0);
 
     let client = guest::connect(&args.guest)?;
     let workload = client.status()?.workload;
@@ -47,9 +48,6 @@ pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
         true => commands::load(&disks, &state::index_dir())?,
         false => (Tables::default(), Vec::new()),
     };
-    for text in notes {
-        surroundings.observer.event(Event::Notice { at_ms: 0.0, text });
-    }
     let journal = FileJournal::create(
         &state::records_dir(),
         Record {
@@ -61,6 +59,12 @@ pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
             peer: args.to.clone(),
         },
     )?;
+    // All that takes privileges is open. Before the first thread and the first byte from outside.
+    let kept = lockdown::engine(&state::records_dir());
+    let surroundings = surroundings(console, teller.clone())?;
+    for text in notes.into_iter().chain(kept) {
+        surroundings.observer.event(Event::Notice { at_ms: 0.0, text });
+    }
     let name = attached.info.guest.clone();
     let config = config(args, workload);
     let settings = Settings { patience: config.patience, zero_copy: args.zero_copy, ..Settings::default() };
