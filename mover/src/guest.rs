@@ -21,6 +21,10 @@ pub trait GuestMemory: Send + Sync {
     /// Maps `pfns` into `window`, in order, instead of what it held. A page that can't be mapped now (ballooned
     /// out, a hole) is `None` there; an error is for the whole batch.
     fn map(&self, pfns: &[Pfn], window: &mut Window) -> Result<(), GuestError>;
+    /// Whether a page nobody has written yet reads as zero, on the target.
+    fn starts_zero(&self) -> bool {
+        true
+    }
     /// Sets in `into` the pages known never to have been touched, which read as zero, without touching them.
     /// A backend that can't tell sets nothing.
     fn untouched(&self, into: &mut Bitmap) -> Result<(), GuestError>;
@@ -30,6 +34,15 @@ pub trait GuestMemory: Send + Sync {
 pub trait DirtyLog: Send {
     /// Starts tracking: every write from now on is in the next harvest.
     fn arm(&mut self) -> Result<(), GuestError>;
+    /// Sets in `into` the pages of the first round: all, unless some have travelled before this engine took over.
+    fn first_round(&mut self, into: &mut Bitmap) -> Result<(), GuestError> {
+        into.set_all();
+        Ok(())
+    }
+    /// Whether a harvest costs the guest so little that it may be made within a round, to leave out what is dirty again.
+    fn is_cheap(&self) -> bool {
+        true
+    }
     /// Adds the pages written since the last harvest (or `arm`) to `into`, and goes on tracking. Returns how many
     /// bits it set that were clear. If it fails, no page is lost: the next harvest has them.
     fn harvest(&mut self, into: &mut Bitmap) -> Result<PageCount, GuestError>;

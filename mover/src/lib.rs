@@ -6,7 +6,7 @@
 //! guest that is an ordinary process, `sim`, built for tests only, for a world driven by a seed.
 //!
 //! Imports run one way, each group uses only those before it: units, error, limits | kernel, memory, bitmap, runtime, fingerprint,
-//! wire | disk, index, net | guest, report, policy, journal | pipeline | source, target | process, sim.
+//! wire | disk, index, net | guest, report, policy, journal, state | pipeline | source, target | process, sim.
 
 pub mod bitmap;
 pub mod disk;
@@ -27,6 +27,7 @@ pub mod runtime;
 #[cfg(test)]
 mod sim;
 pub mod source;
+pub mod state;
 pub mod target;
 pub mod units;
 pub mod wire;

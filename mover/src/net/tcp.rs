@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, ErrorKind};
-use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -205,6 +205,19 @@ pub(super) fn halves(socket: Socket, peer: SocketAddr, settings: &Settings) -> R
     let receiver =
         TcpReceiver { link: link.clone(), pieces: Pieces::new(), silence: Silence::new(Some(patience)) };
     Ok(Halves { sender, receiver, link })
+}
+
+/// Takes over a connection that was made by another way than [`TcpDialer`] and [`TcpAcceptor`].
+///
+/// # Errors
+/// It has been closed already, or is none.
+pub fn take_over(stream: TcpStream, settings: &Settings) -> Result<Connection, NetError> {
+    let peer = stream.peer_addr().map_err(|source| NetError::Os {
+        doing: "a connection has no other end".to_owned(),
+        remedy: "It was closed at once; has the other end failed?",
+        source,
+    })?;
+    connection(Socket::from(stream), peer, settings)
 }
 
 /// The sending half.

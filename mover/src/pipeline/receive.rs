@@ -233,8 +233,8 @@ impl Lane {
         if landing.is_early()
             && let Claim::Granted(before) = landing.claim(pfn, version)
         {
-            // What was never touched reads as zero already; touching it would only cost memory.
-            if before != State::Empty {
+            // What was never touched reads as zero already, mostly; touching it would only cost memory.
+            if before != State::Empty || !landing.memory.starts_zero() {
                 landing.memory.map(&[pfn], &mut self.window)?;
                 if let Some(page) = self.window.page(0) {
                     page.fill_zero();

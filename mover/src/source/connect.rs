@@ -102,7 +102,7 @@ impl Migration {
         }
         self.armed = true;
         self.dirty.arm()?;
-        self.next.set_all();
+        self.dirty.first_round(&mut self.next)?;
         debug_assert_eq!(self.next.len(), usize_of(self.memory.pages().0));
         Ok(())
     }

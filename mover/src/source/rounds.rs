@@ -160,7 +160,8 @@ impl Migration {
             keeper.learn(self.around.runtime.now())?;
         }
         let due = self.around.runtime.now().since(self.last_peek) >= PEEK;
-        if due && self.armed && self.round.is_some() && self.config.mode != Mode::Stock {
+        let peeks = self.config.mode != Mode::Stock && self.dirty.is_cheap();
+        if due && peeks && self.armed && self.round.is_some() {
             self.harvest()?;
             self.sending.dirty_again.copy_from(&self.next);
         }

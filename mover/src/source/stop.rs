@@ -10,7 +10,7 @@ impl Migration {
     pub(super) fn stop(&mut self) -> Result<(), Error> {
         // What the guest has written so far is readable by the other host before any page refers to it; what it writes
         // from here on is not referred to.
-        if self.keeper.is_some() {
+        if self.config.mode.refers() {
             self.disks.flush()?;
         }
         let began = self.around.runtime.now();
