@@ -2,6 +2,7 @@
 
 mod dropin;
 mod faults;
+mod ferry;
 mod left;
 mod library;
 pub(crate) mod runner;
@@ -131,7 +132,7 @@ impl Test {
 fn all() -> Vec<Test> {
     let of = |pair: Pair| {
         let faults = if pair.is_broad() { faults::tests(pair) } else { vec![] };
-        [stock::tests(pair), dropin::tests(pair), library::tests(pair), faults]
+        [stock::tests(pair), dropin::tests(pair), ferry::tests(pair), library::tests(pair), faults]
     };
     Pair::ALL.into_iter().flat_map(|pair| of(pair).into_iter().flatten()).collect()
 }

@@ -1,0 +1,152 @@
+//! Tests of pages that go beside the stream: on lanes, and by reference to the shared disk.
+
+use anyhow::{Context, Result, bail};
+
+use super::{Body, Needs, Pair, Test, Tier, left};
+use crate::guest::{Guest, Kind};
+use crate::lab::Lab;
+use crate::moves::{Fault, Helper, Migration, PROGRAM, Report, Spot};
+
+/// The type of the record that says what has gone over the lanes (`docs/PROTOCOL.md`).
+const LANES_DONE: u32 = 0x5046_0002;
+/// What the helper says where pages go by lanes, at the source and at the target.
+const SENT: &str = "pages go by lanes";
+const CAME: &str = "pages come by lanes";
+
+pub(super) fn tests(pair: Pair) -> Vec<Test> {
+    let mut tests = Vec::new();
+    let mut add = |what: &str, tier: Tier, body: Body| {
+        tests.push(Test::new(pair, &format!("ferry/{what}"), tier, Needs::Program, body));
+    };
+    add("plain-pvh", Tier::Full, Box::new(|lab| plain(lab, Kind::Pvh)));
+    add("refer-pvh", Tier::Full, Box::new(refer));
+    if !pair.is_broad() {
+        return tests;
+    }
+    add("plain-hvm", Tier::Full, Box::new(|lab| plain(lab, Kind::Hvm)));
+    add("pv-keeps-to-the-stream", Tier::Full, Box::new(pv));
+    add("to-stock", Tier::Full, Box::new(to_stock));
+    add("ten-migrations", Tier::Full, Box::new(ten));
+    for (what, fault) in [("cut", Fault::Cut), ("garbled", Fault::Garble)] {
+        add(&format!("{what}-behind-the-pages"), Tier::Full, Box::new(move |lab| spoiled(lab, fault)));
+    }
+    tests
+}
+
+fn migration(mode: &str, target: Helper) -> Migration {
+    let environment = format!("PAGEFERRY_MODE={mode}");
+    Migration { environment, ..Migration::new(Helper::Ours, target) }
+}
+
+/// Migrates and counts on; what was said. An error unless pages went by lanes just if they should.
+fn moved(lab: &Lab, guest: &Guest, from: usize, mode: &str, target: Helper, lanes: bool) -> Result<Report> {
+    let before = guest.counts_on(lab.host(from), crate::guest::Count::default())?;
+    let report = lab.try_migrate(guest, from, &migration(mode, target))?;
+    if report.source.code != 0 {
+        bail!("the migration failed:\n{}", report.text());
+    }
+    let said = (report.source.text().contains(SENT), report.target.text().contains(CAME));
+    if said != (lanes, lanes) {
+        bail!("pages went by lanes, as source and target say: {said:?}, not {lanes}:\n{}", report.text());
+    }
+    let after = guest.counts_on(lab.host(3 - from), before);
+    after.with_context(|| format!("after its migration, of which was said:\n{}", report.text()))?;
+    left::nothing(lab, Helper::Ours)?;
+    Ok(report)
+}
+
+/// Every page is verified on `host`; then the guest is destroyed.
+fn ends(lab: &Lab, guest: &Guest, host: usize) -> Result<()> {
+    let count = guest.counts_on(lab.host(host), crate::guest::Count::default())?;
+    guest.verifies_all(lab.host(host), count)?;
+    guest.destroy(lab.host(host))
+}
+
+/// The number before `words` in a line of the source's log.
+fn number(report: &Report, words: &str) -> Result<u64> {
+    let text = report.source.text();
+    let found = text.lines().filter(|line| line.contains("lanes (")).find_map(|line| {
+        let (before, _) = line.split_once(words)?;
+        before.split_whitespace().next_back()?.parse().ok()
+    });
+    found.with_context(|| format!("nothing says how many pages were{words}:\n{text}"))
+}
+
+fn plain(lab: &Lab, kind: Kind) -> Result<()> {
+    let guest = Guest { vcpus: 2, ..Guest::small(kind) };
+    guest.create(lab.host(1))?;
+    let report = moved(lab, &guest, 1, "plain", Helper::Ours, true)?;
+    let (sent, zero) = (number(&report, " pages sent")?, number(&report, " zero,")?);
+    if sent < 4000 || zero < 1000 || number(&report, " by reference")? != 0 {
+        bail!("{sent} pages sent and {zero} zero ones are not this guest's:\n{}", report.text());
+    }
+    ends(lab, &guest, 2)
+}
+
+/// A guest that has read 32 MiB of the shared disk's files, of which the source has an index.
+fn refer(lab: &Lab) -> Result<()> {
+    let guest = Guest { vcpus: 2, memory_mib: 192, files_mib: 32, ..Guest::small(Kind::Pvh) };
+    lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
+    guest.create(lab.host(1))?;
+    let there = moved(lab, &guest, 1, "refer", Helper::Ours, true)?;
+    let (references, after_all) = (number(&there, " by reference")?, number(&there, " had to be sent")?);
+    if references < 32 * 256 * 9 / 10 || after_all > references / 20 {
+        bail!("{references} pages by reference, {after_all} of them sent after all:\n{}", there.text());
+    }
+    if !there.target.text().contains("loaded from disks and checked") {
+        bail!("the target loaded nothing:\n{}", there.text());
+    }
+    // Host 2 has no index: every page is sent, and a line says why.
+    let back = moved(lab, &guest, 2, "refer", Helper::Ours, true)?;
+    if number(&back, " by reference")? != 0 || !back.source.text().contains("no page is referenced on it") {
+        bail!("there is no index on host 2:\n{}", back.text());
+    }
+    ends(lab, &guest, 1)
+}
+
+/// Page tables are not for lanes yet.
+fn pv(lab: &Lab) -> Result<()> {
+    let guest = Guest::small(Kind::Pv);
+    guest.create(lab.host(1))?;
+    moved(lab, &guest, 1, "refer", Helper::Ours, false)?;
+    ends(lab, &guest, 2)
+}
+
+/// Stock passes over the offer.
+fn to_stock(lab: &Lab) -> Result<()> {
+    let guest = Guest::small(Kind::Pvh);
+    guest.create(lab.host(1))?;
+    moved(lab, &guest, 1, "plain", Helper::Stock, false)?;
+    ends(lab, &guest, 2)
+}
+
+/// Back and forth, a busy guest.
+fn ten(lab: &Lab) -> Result<()> {
+    let guest = Guest { vcpus: 2, dirty_per_second: 1000, files_mib: 16, ..Guest::small(Kind::Pvh) };
+    for host in 1..=2 {
+        lab.host(host).run(&format!("{PROGRAM} index build /dev/vdb"))?;
+    }
+    guest.create(lab.host(1))?;
+    let mut from = 1;
+    for time in 1..=10 {
+        moved(lab, &guest, from, "refer", Helper::Ours, true).with_context(|| format!("migration {time}"))?;
+        from = 3 - from;
+    }
+    ends(lab, &guest, from)
+}
+
+/// The stream breaks when all pages have come: the guest goes on at the source, and nothing is left.
+fn spoiled(lab: &Lab, fault: Fault) -> Result<()> {
+    let guest = Guest::small(Kind::Pvh);
+    let before = guest.create(lab.host(1))?;
+    let migration = migration("plain", Helper::Ours).with_fault(Spot::Type(LANES_DONE), fault);
+    let report = lab.try_migrate(&guest, 1, &migration)?;
+    if report.source.code == 0 || !report.source.text().contains(SENT) {
+        bail!("the migration should have failed behind its pages:\n{}", report.text());
+    }
+    let after = guest.counts_on(lab.host(1), before);
+    after.with_context(|| format!("it should go on on the source:\n{}", report.text()))?;
+    left::nothing(lab, Helper::Ours)
+        .with_context(|| format!("of the migration was said:\n{}", report.text()))?;
+    ends(lab, &guest, 1)
+}
