@@ -5,6 +5,10 @@
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::abi::{Part, PartMut, Transfer};
 
@@ -38,6 +42,18 @@ impl<'a> Channel<'a> {
     /// Fills all of `pages`; how many bytes, which is fewer only where the stream has ended.
     pub(crate) fn receive<'p>(&mut self, pages: impl Iterator<Item = PartMut<'p>>) -> io::Result<usize> {
         self.transfer.read(self.fd, pages)
+    }
+}
+
+impl Channel<'_> {
+    /// Waits until there is something to read, or the stream has ended, at most as long as `timeout`; whether there is.
+    pub(crate) fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        let until = Timespec::try_from(timeout).ok();
+        match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], until.as_ref()) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

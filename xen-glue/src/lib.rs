@@ -4,6 +4,7 @@
 pub mod abi;
 mod channel;
 pub mod domain;
+pub mod ferry;
 pub mod helper;
 mod library;
 pub mod restore;
@@ -12,3 +13,4 @@ pub mod settings;
 #[cfg(test)]
 mod simulated;
 pub mod stream;
+pub mod xenstore;

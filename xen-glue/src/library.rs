@@ -110,7 +110,7 @@ pub(crate) fn save(dom: u32, to: BorrowedFd<'_>, flags: u32, caller: &mut dyn Ca
     }
     let settings = Settings::load().map_err(|error| Failure::new(libc::EINVAL, error.to_string()))?;
     let live = flags & LIVE != 0;
-    let options = Options { live, verify: flags & DEBUG != 0, policy: settings.save_policy() };
+    let options = Options { live, verify: flags & DEBUG != 0, policy: settings.save_policy(), ferry: None };
     let _errors = BrokenPipes::as_errors();
     save::domain(id, to, &options, &mut Teller::new(caller, live), &AtomicBool::new(false))?;
     Ok(())
@@ -125,7 +125,14 @@ pub(crate) fn restore(
 ) -> Result<Frames, Failure> {
     let id = domain(dom)?;
     let mut teller = Teller::new(caller, false);
-    let restored = restore::domain(id, from, wiring, &mut teller, &AtomicBool::new(false))?;
+    let restored = restore::domain(
+        id,
+        from,
+        wiring,
+        &restore::Options::default(),
+        &mut teller,
+        &AtomicBool::new(false),
+    )?;
     if restored.different > 0 {
         let text = format!("verify: {} pages are not what the source has", restored.different);
         teller.caller.complain(&text);
@@ -175,7 +182,7 @@ impl save::Toolstack for Teller<'_> {
                 self.caller.progress(&phase.to_string(), 0, 0);
             }
             save::Event::Phase(save::Phase::Verify) => (self.verifying, self.shown) = (true, None),
-            save::Event::Phase(_) | save::Event::Round { .. } => {}
+            save::Event::Phase(_) | save::Event::Round { .. } | save::Event::Detail(_) => {}
             save::Event::Frames { round, sent, total } => {
                 let now = (round, 100 * sent / total.max(1));
                 if self.shown.replace(now) != Some(now) {

@@ -7,6 +7,11 @@
 //!   max_rounds        PAGEFERRY_MAX_ROUNDS         5
 //!   on_no_convergence PAGEFERRY_ON_NO_CONVERGENCE  "finish": stop the guest and copy the rest, however long that takes;
 //!                                                  "abort": give up
+//!   mode              PAGEFERRY_MODE               "stock": pages go in the stream, as Xen's own do; "plain": beside it, on
+//!                                                  lanes; "refer": the same, and what stands on disks is loaded from there
+//!   lanes             PAGEFERRY_LANES              2: connections for pages
+//!   lanes_address     PAGEFERRY_LANES_ADDRESS      [] (the variable: with commas): where to listen for them, HOST or HOST:PORT;
+//!                                                  none is every address of this host
 //! ```
 //!
 //! `PAGEFERRY_CONFIG` names another file. A setting that can't be read is an error, not a default: who has set a limit
@@ -19,11 +24,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mover::limits::LANES_MAX;
 use mover::policy::Wish;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use crate::save::Policy;
+use crate::stream::limits::{OFFER_ADDRESS_BYTES_MAX, OFFER_ADDRESSES_MAX};
 
 /// Where the file is.
 pub const FILE: &str = "/etc/pageferry.toml";
@@ -54,8 +61,21 @@ pub enum OnNoConvergence {
     Abort,
 }
 
+/// How page contents travel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModeName {
+    /// In the stream. No lanes are offered, and none are taken up.
+    #[default]
+    Stock,
+    /// On lanes, where the other end takes them up.
+    Plain,
+    /// The same, and by reference what stands on disks that both hosts can read.
+    Refer,
+}
+
 /// The settings.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     /// When to stop the guest.
     pub policy: PolicyName,
@@ -65,6 +85,12 @@ pub struct Settings {
     pub max_rounds: u32,
     /// What to do where that can't be had.
     pub on_no_convergence: OnNoConvergence,
+    /// How page contents travel.
+    pub mode: ModeName,
+    /// Connections for them.
+    pub lanes: u8,
+    /// Where to listen for those, `HOST` or `HOST:PORT`; none is everywhere.
+    pub lanes_address: Vec<String>,
 }
 
 impl Default for Settings {
@@ -75,6 +101,9 @@ impl Default for Settings {
             // As many as stock, so that a guest that does not converge is not slower to move.
             max_rounds: 5,
             on_no_convergence: OnNoConvergence::default(),
+            mode: ModeName::default(),
+            lanes: 2,
+            lanes_address: Vec::new(),
         }
     }
 }
@@ -117,6 +146,9 @@ struct File {
     max_downtime: Option<Duration>,
     max_rounds: Option<u32>,
     on_no_convergence: Option<OnNoConvergence>,
+    mode: Option<ModeName>,
+    lanes: Option<u32>,
+    lanes_address: Option<Vec<String>>,
 }
 
 fn duration_field<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
@@ -165,6 +197,36 @@ fn on_no_convergence(text: &str) -> Result<OnNoConvergence, String> {
     }
 }
 
+fn mode(text: &str) -> Result<ModeName, String> {
+    match text {
+        "stock" => Ok(ModeName::Stock),
+        "plain" => Ok(ModeName::Plain),
+        "refer" => Ok(ModeName::Refer),
+        _ => Err(format!("there is no mode `{text}`; there are stock, plain and refer")),
+    }
+}
+
+fn lanes(number: u32) -> Result<u8, String> {
+    match u8::try_from(number) {
+        Ok(lanes) if (1..=LANES_MAX).contains(&usize::from(lanes)) => Ok(lanes),
+        _ => Err(format!("{number} lanes are out of range; 1 to {LANES_MAX} will do")),
+    }
+}
+
+/// Addresses to listen on, as far as that can be seen without looking them up.
+fn addresses(found: Vec<String>) -> Result<Vec<String>, String> {
+    let wrong = |address: &&String| {
+        address.is_empty()
+            || address.len() > OFFER_ADDRESS_BYTES_MAX - 8
+            || !address.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    match found.iter().find(wrong) {
+        Some(address) => Err(format!("`{address}` is no address; HOST or HOST:PORT is")),
+        None if found.len() > OFFER_ADDRESSES_MAX => Err(format!("{OFFER_ADDRESSES_MAX} addresses will do")),
+        None => Ok(found),
+    }
+}
+
 impl Settings {
     /// When a save of a running domain stops it.
     #[must_use]
@@ -207,6 +269,15 @@ impl Settings {
             rounds(text.parse().map_err(|_| format!("`{text}` is no number of rounds"))?)
         })?;
         take(&variable, "PAGEFERRY_ON_NO_CONVERGENCE", &mut settings.on_no_convergence, on_no_convergence)?;
+        take(&variable, "PAGEFERRY_MODE", &mut settings.mode, mode)?;
+        take(&variable, "PAGEFERRY_LANES", &mut settings.lanes, |text| {
+            lanes(text.parse().map_err(|_| format!("`{text}` is no number of lanes"))?)
+        })?;
+        take(&variable, "PAGEFERRY_LANES_ADDRESS", &mut settings.lanes_address, |text| {
+            addresses(
+                text.split(',').filter(|part| !part.is_empty()).map(|part| part.trim().to_owned()).collect(),
+            )
+        })?;
         Ok(settings)
     }
 
@@ -222,6 +293,13 @@ impl Settings {
             self.max_rounds = rounds(number).map_err(|error| wrong(&error))?;
         }
         self.on_no_convergence = file.on_no_convergence.unwrap_or(self.on_no_convergence);
+        self.mode = file.mode.unwrap_or(self.mode);
+        if let Some(number) = file.lanes {
+            self.lanes = lanes(number).map_err(|error| wrong(&error))?;
+        }
+        if let Some(found) = file.lanes_address {
+            self.lanes_address = addresses(found).map_err(|error| wrong(&error))?;
+        }
         Ok(())
     }
 }
@@ -260,13 +338,16 @@ mod tests {
     #[test]
     fn the_file_goes_before_defaults_and_variables_before_the_file() {
         assert_eq!(load("", &[]), Ok(Settings::default()));
-        let file =
-            "policy = \"stock\"\nmax_downtime = \"1.5s\"\nmax_rounds = 9\non_no_convergence = \"abort\"\n";
+        let file = "policy = \"stock\"\nmax_downtime = \"1.5s\"\nmax_rounds = 9\non_no_convergence = \"abort\"\n\
+             mode = \"refer\"\nlanes = 4\nlanes_address = [\"10.0.0.1\", \"[fd00::1]:7000\"]\n";
         let read = Settings {
             policy: PolicyName::Stock,
             max_downtime: Duration::from_millis(1500),
             max_rounds: 9,
             on_no_convergence: OnNoConvergence::Abort,
+            mode: ModeName::Refer,
+            lanes: 4,
+            lanes_address: vec!["10.0.0.1".into(), "[fd00::1]:7000".into()],
         };
         assert_eq!(load(file, &[]), Ok(read));
         let variables = [
@@ -274,12 +355,18 @@ mod tests {
             ("PAGEFERRY_MAX_DOWNTIME", "20ms"),
             ("PAGEFERRY_MAX_ROUNDS", "30"),
             ("PAGEFERRY_ON_NO_CONVERGENCE", "finish"),
+            ("PAGEFERRY_MODE", "plain"),
+            ("PAGEFERRY_LANES", "16"),
+            ("PAGEFERRY_LANES_ADDRESS", "host:1, 10.0.0.2"),
         ];
         let set = Settings {
             policy: PolicyName::Pageferry,
             max_downtime: Duration::from_millis(20),
             max_rounds: 30,
             on_no_convergence: OnNoConvergence::Finish,
+            mode: ModeName::Plain,
+            lanes: 16,
+            lanes_address: vec!["host:1".into(), "10.0.0.2".into()],
         };
         assert_eq!(load(file, &variables), Ok(set));
     }
@@ -294,6 +381,9 @@ mod tests {
             ("max_downtime = \"99999s\"", "out of range"),
             ("max_rounds = 0", "out of range"),
             ("max_rounds = -1", "max_rounds"),
+            ("mode = \"lazy\"", "lazy"),
+            ("lanes = 17", "out of range"),
+            ("lanes_address = [\"a b\"]", "is no address"),
         ] {
             let error = load(file, &[]).unwrap_err();
             assert!(error.contains(words) && error.contains("pageferry.toml"), "{file}: {error}");
@@ -303,6 +393,9 @@ mod tests {
             ("PAGEFERRY_MAX_DOWNTIME", "soon"),
             ("PAGEFERRY_MAX_ROUNDS", "many"),
             ("PAGEFERRY_ON_NO_CONVERGENCE", ""),
+            ("PAGEFERRY_MODE", "Refer"),
+            ("PAGEFERRY_LANES", "0"),
+            ("PAGEFERRY_LANES_ADDRESS", "a\tb"),
         ] {
             let error = load("", &[(name, value)]).unwrap_err();
             assert!(error.contains(name), "{error}");

@@ -6,17 +6,20 @@ use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use mover::bitmap::Bitmap;
-use mover::memory::{GuestPage, Mapping, PageBuf};
-use mover::units::{PAGE_BYTES, Pfn, u64_of, usize_of};
+use mover::error::GuestError;
+use mover::guest::GuestMemory;
+use mover::memory::{GuestPage, Mapping, PageBuf, Window};
+use mover::units::{PAGE_BYTES, PageCount, Pfn, u64_of, usize_of};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::os::fd::AsFd;
 
 use crate::abi::{DomainId, Part};
 use crate::domain::{
-    Batch, DomainError, FinalState, Frames, KindState, Life, LogRead, Source, StaticState, Target, Wiring,
-    difference,
+    Absent, Batch, DomainError, FinalState, Frames, KindState, Life, LogRead, Source, StaticState, Target,
+    Wiring, difference,
 };
 use crate::stream::{DomainHeader, GuestType, HvmParam, P2mFrames, PageEntry, PageType, TscInfo};
 
@@ -24,10 +27,10 @@ pub(crate) const ID: DomainId = DomainId(7);
 pub(crate) const WIRING: Wiring =
     Wiring { store_port: 1, store_domain: DomainId(0), console_port: 2, console_domain: DomainId(0) };
 
-fn memory(pages: usize) -> Mapping {
+fn memory(pages: usize) -> Arc<Mapping> {
     let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&file, u64_of(pages * PAGE_BYTES)).unwrap();
-    Mapping::shared(file.as_fd(), pages * PAGE_BYTES, false).unwrap()
+    Arc::new(Mapping::shared(file.as_fd(), pages * PAGE_BYTES, false).unwrap())
 }
 
 /// Content number `version` of a page.
@@ -47,13 +50,17 @@ pub(crate) fn read(page: GuestPage<'_>) -> PageBuf {
 
 /// A guest on the source: shared with the test, which looks at it afterwards.
 pub(crate) struct Guest {
-    pub(crate) memory: Mapping,
+    pub(crate) memory: Arc<Mapping>,
     /// Frames without memory.
     pub(crate) holes: BTreeSet<u64>,
     /// Frames that can't be had while it runs.
     pub(crate) shy: BTreeSet<u64>,
     /// Frames it writes after each batch, one set a batch.
     pub(crate) writes: Vec<BTreeSet<u64>>,
+    /// Frames it writes after its log was read, one set a reading, from the end.
+    pub(crate) later: Vec<BTreeSet<u64>>,
+    /// Frames that are in every reading of its log: somebody else writes them all the time.
+    pub(crate) racing: Range<u64>,
     pub(crate) life: Life,
     pub(crate) logging: bool,
     /// How often the log was turned off.
@@ -75,6 +82,8 @@ impl Guest {
             holes: BTreeSet::new(),
             shy: BTreeSet::new(),
             writes: Vec::new(),
+            later: Vec::new(),
+            racing: 0..0,
             life: Life::Running,
             logging: false,
             off: 0,
@@ -84,7 +93,7 @@ impl Guest {
         }))
     }
 
-    fn write(&mut self, pfns: &BTreeSet<u64>) {
+    pub(crate) fn write(&mut self, pfns: &BTreeSet<u64>) {
         self.versions += 1;
         for &pfn in pfns.difference(&self.holes) {
             self.memory.page(Pfn(pfn)).copy_from(&content(pfn, self.versions));
@@ -146,8 +155,13 @@ impl Source for SimSource {
         let mut guest = self.guest.borrow_mut();
         assert!(guest.logging, "the log is read while it is off");
         into.clear_all();
-        for pfn in std::mem::take(&mut guest.log) {
+        for pfn in std::mem::take(&mut guest.log).into_iter().chain(guest.racing.clone()) {
             into.set(usize_of(pfn));
+        }
+        if guest.life == Life::Running
+            && let Some(writes) = guest.later.pop()
+        {
+            guest.write(&writes);
         }
         Ok(into.count())
     }
@@ -185,15 +199,70 @@ impl Source for SimSource {
         self.contents.clear();
         Ok(())
     }
+    fn ferries(&self) -> bool {
+        true
+    }
+    fn memory(&mut self, absent: &Arc<Absent>) -> Result<Arc<dyn GuestMemory>, DomainError> {
+        let guest = self.guest.borrow();
+        let (mapping, holes, shy) = (Arc::clone(&guest.memory), guest.holes.clone(), guest.shy.clone());
+        Ok(Arc::new(SimMemory { mapping, holes, shy, absent: Some(Arc::clone(absent)) }))
+    }
+    fn populated(&mut self) -> Result<Vec<Range<u64>>, DomainError> {
+        let guest = self.guest.borrow();
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for pfn in (0..guest.memory.pages().0).filter(|pfn| !guest.holes.contains(pfn)) {
+            match runs.last_mut() {
+                Some(run) if run.end == pfn => run.end += 1,
+                _ => runs.push(pfn..pfn + 1),
+            }
+        }
+        Ok(runs)
+    }
     fn final_state(&mut self) -> Result<FinalState, DomainError> {
         assert_eq!(self.guest.borrow().life, Life::Suspended);
         Ok(states().1)
     }
 }
 
+/// A guest's memory as lanes see it, at either end.
+struct SimMemory {
+    mapping: Arc<Mapping>,
+    holes: BTreeSet<u64>,
+    shy: BTreeSet<u64>,
+    /// On the source.
+    absent: Option<Arc<Absent>>,
+}
+
+impl GuestMemory for SimMemory {
+    fn pages(&self) -> PageCount {
+        self.mapping.pages()
+    }
+    fn pinnable(&self) -> bool {
+        false
+    }
+    fn window(&self, capacity: usize) -> Result<Window, GuestError> {
+        Ok(self.mapping.window(capacity))
+    }
+    fn map(&self, pfns: &[Pfn], window: &mut Window) -> Result<(), GuestError> {
+        let there = |pfn: &Pfn| {
+            let shy =
+                self.shy.contains(&pfn.0) && self.absent.as_ref().is_some_and(|absent| absent.note(*pfn));
+            (!self.holes.contains(&pfn.0) && !shy).then_some(*pfn)
+        };
+        self.mapping.fill(pfns.iter().map(there), window);
+        Ok(())
+    }
+    fn untouched(&self, _: &mut Bitmap) -> Result<(), GuestError> {
+        Ok(())
+    }
+    fn starts_zero(&self) -> bool {
+        false
+    }
+}
+
 /// What has become of a target, shared with the test.
 pub(crate) struct Landed {
-    pub(crate) memory: Mapping,
+    pub(crate) memory: Arc<Mapping>,
     pub(crate) populated: BTreeSet<u64>,
     pub(crate) static_state: Option<StaticState>,
     pub(crate) final_state: Option<FinalState>,
@@ -204,7 +273,7 @@ pub(crate) struct SimTarget {
     landed: Rc<RefCell<Landed>>,
     /// The batch: written here, and placed when settled.
     batch: Vec<u64>,
-    staging: Mapping,
+    staging: Arc<Mapping>,
     comparing: bool,
 }
 
@@ -268,6 +337,23 @@ impl Target for SimTarget {
         }
         Ok(())
     }
+    fn ferries(&self) -> bool {
+        true
+    }
+    fn memory(&mut self, pages: u64, populated: &[Range<u64>]) -> Result<Arc<dyn GuestMemory>, DomainError> {
+        let mut landed = self.landed.borrow_mut();
+        if pages != landed.memory.pages().0 {
+            return Err(DomainError::TooMany { domain: ID, max: landed.memory.pages().0 });
+        }
+        for pfn in populated.iter().cloned().flatten() {
+            if landed.populated.insert(pfn) {
+                // What a domain is given is not zero.
+                landed.memory.page(Pfn(pfn)).copy_from(&PageBuf([0xee; PAGE_BYTES]));
+            }
+        }
+        let mapping = Arc::clone(&landed.memory);
+        Ok(Arc::new(SimMemory { mapping, holes: BTreeSet::new(), shy: BTreeSet::new(), absent: None }))
+    }
     fn difference(&self, at: usize, expected: &mut PageBuf) -> Result<Option<Range<usize>>, DomainError> {
         Ok(difference(&read(self.landed.borrow().memory.page(Pfn(self.batch[at]))), expected))
     }
@@ -312,6 +398,9 @@ impl crate::save::Toolstack for SimToolstack {
     fn report(&mut self, event: &crate::save::Event<'_>) {
         if let Some(watch) = &mut self.watch {
             watch(event);
+        }
+        if let crate::save::Event::Note(note) = event {
+            self.notes.push((*note).to_string());
         }
     }
 }

@@ -207,7 +207,7 @@ pub(super) fn halves(socket: Socket, peer: SocketAddr, settings: &Settings) -> R
     Ok(Halves { sender, receiver, link })
 }
 
-/// Takes over a connection that was made by another way than [`TcpDialer`] and [`TcpAcceptor`].
+/// Takes over a connection that was made by another way than [`TcpDialer`] and [`TcpAcceptor`], in the clear.
 ///
 /// # Errors
 /// It has been closed already, or is none.
@@ -217,7 +217,7 @@ pub fn take_over(stream: TcpStream, settings: &Settings) -> Result<Connection, N
         remedy: "It was closed at once; has the other end failed?",
         source,
     })?;
-    connection(Socket::from(stream), peer, settings)
+    halves(Socket::from(stream), peer, settings).map(Connection::from)
 }
 
 /// The sending half.

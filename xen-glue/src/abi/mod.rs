@@ -18,6 +18,7 @@ pub mod entry;
 #[cfg(test)]
 mod entry_tests;
 mod evtchn;
+mod lane;
 mod layout;
 #[cfg(test)]
 mod layout_tests;
@@ -34,6 +35,7 @@ pub use calls::{PolicySizes, ShadowOp, ShadowStats};
 pub use device::Xen;
 pub use domctl::{CpuidLeaf, DomainInfo, ExtVcpuContext, MsrEntry, TscInfo, VcpuInfo, VcpuMsr};
 pub use evtchn::EventChannels;
+pub use lane::{LaneWindow, Span};
 pub use layout::{LAYOUTS, Layout};
 pub use memory::MmuextOp;
 pub use pv::{GrantEntry, SharedInfo, StartInfo, VcpuContext};

@@ -212,7 +212,7 @@ impl ForeignWindow {
         Some(unsafe { GuestPage::new(address) })
     }
 
-    fn page_address(&self, at: usize) -> Option<NonNull<u8>> {
+    pub(super) fn page_address(&self, at: usize) -> Option<NonNull<u8>> {
         let mapped = self.errors.get(at).is_some_and(|&error| error == 0);
         // SAFETY: `errors` has an entry a page mapped, so this is inside the range. Worth it: see `page`.
         mapped.then(|| unsafe { self.address.add(at * PAGE_BYTES) })

@@ -2,17 +2,20 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use mover::bitmap::Bitmap;
+use mover::guest::GuestMemory;
 use mover::memory::{GuestPage, PageBuf};
 use mover::units::Pfn;
 
 use super::common::{Domain, LOG};
+use super::lanes::{RestoredMemory, SavedMemory, lock, populated};
 use super::pages::{BATCH_PAGES, Pages};
 use super::populate::Populate;
 use super::{
-    Batch, DomainError, FinalState, Frames, KindState, Life, LogRead, Source, StaticState, Target, Wiring,
-    difference, grants,
+    Absent, Batch, DomainError, FinalState, Frames, KindState, Life, LogRead, Source, StaticState, Target,
+    Wiring, difference, grants,
 };
 use crate::abi::{Access, ForeignWindow, Part};
 use crate::stream::{DomainHeader, GuestType, HvmParam, P2mFrames, PageEntry};
@@ -102,6 +105,16 @@ impl Source for HvmSource {
     fn release(&mut self) -> Result<(), DomainError> {
         self.pages.release().map_err(DomainError::call("unmap pages", self.domain.id, LOG))
     }
+    fn ferries(&self) -> bool {
+        true
+    }
+    fn memory(&mut self, absent: &Arc<Absent>) -> Result<Arc<dyn GuestMemory>, DomainError> {
+        let absent = Arc::clone(absent);
+        Ok(Arc::new(SavedMemory { domain: self.domain.id, frames: self.frames, absent }))
+    }
+    fn populated(&mut self) -> Result<Vec<Range<u64>>, DomainError> {
+        populated(&mut self.domain, self.frames)
+    }
     fn final_state(&mut self) -> Result<FinalState, DomainError> {
         let tsc = self.domain.tsc()?;
         let id = self.domain.id;
@@ -126,7 +139,8 @@ impl Source for HvmSource {
 #[derive(Debug)]
 pub struct HvmTarget {
     domain: Domain,
-    populate: Populate,
+    /// Lanes populate what comes up late.
+    populate: Arc<Mutex<Populate>>,
     window: ForeignWindow,
     frames: Vec<u64>,
 }
@@ -141,6 +155,7 @@ impl HvmTarget {
         let fail = || DomainError::call("make room for pages", domain.id, LOG);
         let populate = Populate::new(&domain.xen, max).map_err(fail())?;
         let window = ForeignWindow::reserve(&domain.xen, BATCH_PAGES).map_err(fail())?;
+        let populate = Arc::new(Mutex::new(populate));
         Ok(Self { domain, populate, window, frames: Vec::with_capacity(BATCH_PAGES) })
     }
 
@@ -163,7 +178,7 @@ impl HvmTarget {
 
     /// Zeroes the page at `frame`, which a parameter names.
     fn zero(&mut self, frame: u64) -> Result<(), DomainError> {
-        if !self.populate.has(frame) {
+        if !lock(&self.populate).has(frame) {
             let what = format!("a parameter names frame {frame:#x}, which it has no page for");
             return Err(DomainError::Stream { what });
         }
@@ -223,7 +238,8 @@ impl Target for HvmTarget {
     }
     fn place(&mut self, entries: &[PageEntry]) -> Result<usize, DomainError> {
         let populated = entries.iter().filter(|entry| entry.page_type().is_populated());
-        self.populate.ensure(&mut self.domain, populated.map(|entry| entry.pfn().0), true, |_, _| {})?;
+        let populated = populated.map(|entry| entry.pfn().0);
+        lock(&self.populate).ensure(&mut self.domain, populated, true, |_, _| {})?;
         self.frames.clear();
         self.frames.extend(entries.iter().filter(|entry| entry.has_data()).map(|entry| entry.pfn().0));
         self.map()?;
@@ -242,6 +258,12 @@ impl Target for HvmTarget {
         let mut found = PageBuf::zeroed();
         self.page(at).copy_to(&mut found);
         Ok(difference(&found, expected))
+    }
+    fn ferries(&self) -> bool {
+        true
+    }
+    fn memory(&mut self, pages: u64, populated: &[Range<u64>]) -> Result<Arc<dyn GuestMemory>, DomainError> {
+        Ok(Arc::new(RestoredMemory::new(&mut self.domain, &self.populate, pages, populated)?))
     }
     fn finish(&mut self, state: &FinalState, wiring: &Wiring) -> Result<Frames, DomainError> {
         let KindState::Hvm { context, params } = &state.kind else {

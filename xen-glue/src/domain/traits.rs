@@ -3,9 +3,13 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use mover::bitmap::Bitmap;
+use mover::bitmap::{Bitmap, SharedBitmap, bits_of};
+use mover::guest::GuestMemory;
 use mover::memory::{GuestPage, PageBuf};
+use mover::units::{Pfn, usize_of};
 
 use super::{DomainError, FinalState, Frames, StaticState, Wiring};
 use crate::abi::Part;
@@ -38,6 +42,39 @@ pub struct Batch {
     pub entries: Vec<PageEntry>,
     /// Pages that could not be had as they are now, and are to be sent again once the guest stands still.
     pub deferred: Vec<u64>,
+}
+
+/// Pages that a lane could not have as they were, to be looked at again: what [`Batch::deferred`] is to the stream.
+#[derive(Debug)]
+pub struct Absent {
+    pages: SharedBitmap,
+    /// The guest has stopped: a page that can't be had is an error.
+    still: AtomicBool,
+}
+
+impl Absent {
+    /// None yet, of a guest with so many frames.
+    #[must_use]
+    pub fn new(frames: u64) -> Arc<Self> {
+        Arc::new(Self { pages: SharedBitmap::new(usize_of(frames)), still: AtomicBool::new(false) })
+    }
+    /// The guest has stopped.
+    pub fn stand_still(&self) {
+        self.still.store(true, Ordering::SeqCst);
+    }
+    /// Notes one; false if the guest has stopped.
+    pub fn note(&self, pfn: Pfn) -> bool {
+        self.pages.set(pfn.index());
+        !self.still.load(Ordering::SeqCst)
+    }
+    /// Adds them to `into`, and forgets them.
+    pub fn take(&self, into: &mut Bitmap) {
+        for word in 0..self.pages.words() {
+            for bit in bits_of(self.pages.take_word(word)) {
+                into.set(word * 64 + bit);
+            }
+        }
+    }
 }
 
 /// A domain to be saved. Dropping it leaves nothing behind but what [`Self::log_on`] has turned on.
@@ -96,6 +133,25 @@ pub trait Source {
     /// # Errors
     /// Unmapping failed.
     fn release(&mut self) -> Result<(), DomainError>;
+    /// Whether lanes can read its memory as it is.
+    fn ferries(&self) -> bool {
+        false
+    }
+    /// Its memory for lanes, each with mappings of its own; pages that can't be had go to `absent`. Asked for where
+    /// [`Self::ferries`].
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn memory(&mut self, _absent: &Arc<Absent>) -> Result<Arc<dyn GuestMemory>, DomainError> {
+        unreachable!("lanes are not asked of a domain that has none")
+    }
+    /// The frames that have contents now, in ascending runs that neither touch nor overlap.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn populated(&mut self) -> Result<Vec<Range<u64>>, DomainError> {
+        unreachable!("lanes are not asked of a domain that has none")
+    }
     /// What the stopped guest is besides its memory.
     ///
     /// # Errors
@@ -143,6 +199,22 @@ pub trait Target {
     /// # Errors
     /// Contents that can't be.
     fn difference(&self, at: usize, expected: &mut PageBuf) -> Result<Option<Range<usize>>, DomainError>;
+    /// Whether lanes can write its memory as it comes.
+    fn ferries(&self) -> bool {
+        false
+    }
+    /// Gives memory to the frames of `populated`, runs that ascend, and returns the memory of all `pages` for lanes. Asked
+    /// for where [`Self::ferries`].
+    ///
+    /// # Errors
+    /// No memory, or the hypervisor refused.
+    fn memory(
+        &mut self,
+        _pages: u64,
+        _populated: &[Range<u64>],
+    ) -> Result<Arc<dyn GuestMemory>, DomainError> {
+        unreachable!("lanes are not asked of a domain that has none")
+    }
     /// Gives the guest the rest of its state. It is ready to run then.
     ///
     /// # Errors

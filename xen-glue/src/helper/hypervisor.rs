@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use mover::report::Mode;
 use mover::units::{PAGE_BYTES_U64, f64_of};
 use rustix::io::Errno;
 
@@ -16,9 +17,11 @@ use super::errno_of;
 use super::messages::Level;
 use super::session::Session;
 use crate::abi::{DomainId, ShadowOp, Xen};
+use crate::ferry::{Ferried, Plan, attached};
 use crate::restore::{self, RestoreError, Wiring};
 use crate::save::{self, Options, SaveError};
-use crate::settings::Settings;
+use crate::settings::{ModeName, Settings};
+use crate::xenstore::Xenstore;
 
 /// Between two lines about rate and time left.
 const LINE_EVERY: Duration = Duration::from_secs(2);
@@ -67,8 +70,9 @@ fn save_domain(
 ) -> Result<Outcome, Failure> {
     let settings = Settings::load()
         .map_err(|error| Failure { errno: errno_of(Errno::INVAL), message: error.to_string() })?;
-    let options = Options { live, verify: debug, policy: settings.save_policy() };
     session.log(Level::Info, &format!("Saving {domain}"));
+    let ferry = if live { plan(&settings, domain, session) } else { None };
+    let options = Options { live, verify: debug, policy: settings.save_policy(), ferry };
     let mut teller = Teller::new(session, live);
     let summary = save::domain(domain, io, &options, &mut teller, stop).map_err(|error| Failure {
         errno: if matches!(error, SaveError::Cancelled) { errno_of(Errno::CANCELED) } else { number(&error) },
@@ -86,8 +90,64 @@ fn save_domain(
             summary.stopped.as_millis()
         ),
     );
+    if let Some(ferried) = &summary.ferried {
+        session.log(Level::Info, &ferried_words(ferried));
+    }
     session.progress("Complete", 0, 0);
     Ok(Outcome::default())
+}
+
+/// How pages are to travel beside the stream, as far as this host's settings want that.
+fn plan(settings: &Settings, domain: DomainId, session: &mut Session) -> Option<Plan> {
+    let mode = match settings.mode {
+        ModeName::Stock => return None,
+        ModeName::Plain => Mode::Plain,
+        ModeName::Refer => Mode::Refer,
+    };
+    let mut plan = Plan {
+        mode,
+        lanes: settings.lanes,
+        addresses: settings.lanes_address.clone(),
+        guest: domain.to_string(),
+        disks: Vec::new(),
+        indexes: mover::state::indexes(),
+    };
+    if let Err(error) = look_up(&mut plan, domain, session) {
+        session.log(
+            Level::Warning,
+            &format!("xenstore does not tell the guest's disks: {error}. Pages are sent instead"),
+        );
+    }
+    Some(plan)
+}
+
+/// The guest's name and disks.
+fn look_up(plan: &mut Plan, domain: DomainId, session: &mut Session) -> io::Result<()> {
+    let mut store = Xenstore::open()?;
+    if let Some(name) = store.read(&format!("/local/domain/{}/name", domain.0))? {
+        plan.guest = name;
+    }
+    if plan.mode.refers() {
+        let (disks, notes) = attached::disks(&mut store, domain)?;
+        plan.disks = disks;
+        notes.iter().for_each(|note| session.log(Level::Warning, note));
+    }
+    Ok(())
+}
+
+fn ferried_words(ferried: &Ferried) -> String {
+    format!(
+        "lanes ({}, {} of them): {} pages sent, {} zero, {} by reference, of which {} had to be sent; {:.1} MiB over the wire, \
+         {:.1} MiB from disks",
+        ferried.mode.name(),
+        ferried.lanes,
+        ferried.data,
+        ferried.zero,
+        ferried.references,
+        ferried.refetched,
+        f64_of(ferried.link_bytes) / MIB,
+        f64_of(ferried.disk_bytes) / MIB
+    )
 }
 
 fn restore_domain(
@@ -98,17 +158,33 @@ fn restore_domain(
     stop: &AtomicBool,
 ) -> Result<Outcome, Failure> {
     session.log(Level::Info, "Restoring domain");
+    // Nothing of a restore depends on a setting but how fast it is.
+    let dial_back = match Settings::load() {
+        Ok(settings) => settings.mode != ModeName::Stock,
+        Err(error) => {
+            session.log(Level::Warning, &format!("{error}. No lanes are taken up"));
+            false
+        }
+    };
+    let options = restore::Options { dial_back };
     let mut teller = Teller::new(session, false);
-    let restored = restore::domain(domain, io, wiring, &mut teller, stop).map_err(|error| Failure {
-        errno: if matches!(error, RestoreError::Cancelled) {
-            errno_of(Errno::CANCELED)
-        } else {
-            number(&error)
-        },
-        message: error.to_string(),
-    })?;
+    let restored =
+        restore::domain(domain, io, wiring, &options, &mut teller, stop).map_err(|error| Failure {
+            errno: if matches!(error, RestoreError::Cancelled) {
+                errno_of(Errno::CANCELED)
+            } else {
+                number(&error)
+            },
+            message: error.to_string(),
+        })?;
     let (store, console) = (restored.frames.store, restored.frames.console);
     session.log(Level::Info, "Restore successful");
+    if restored.references > 0 {
+        let loaded = f64_of(restored.disk_bytes) / MIB;
+        let text =
+            format!("{} pages loaded from disks and checked, {loaded:.1} MiB read", restored.references);
+        session.log(Level::Info, &text);
+    }
     let lines = [
         ("XenStore", store, wiring.store_domain, wiring.store_port),
         ("Console", console, wiring.console_domain, wiring.console_port),
@@ -237,6 +313,7 @@ impl save::Toolstack for Teller<'_> {
                 self.session.log(Level::Detail, &text);
             }
             save::Event::Note(text) => self.session.log(Level::Warning, text),
+            save::Event::Detail(text) => self.session.log(Level::Detail, text),
         }
     }
 }
@@ -258,6 +335,7 @@ impl restore::Toolstack for Teller<'_> {
                 }
             }
             restore::Event::Note(text) => self.session.log(Level::Warning, text),
+            restore::Event::Detail(text) => self.session.log(Level::Detail, text),
         }
     }
 }

@@ -44,6 +44,12 @@ pub enum RestoreError {
         /// What it was to do.
         doing: &'static str,
     },
+    /// The lanes, or the other end of them.
+    #[error("{what}")]
+    Ferry {
+        /// A sentence.
+        what: String,
+    },
     /// Told to stop.
     #[error("cancelled; what there is of the domain is of no use")]
     Cancelled,
@@ -58,6 +64,7 @@ impl RestoreError {
             Self::Stream(StreamError { fault: Fault::Io { source, .. }, .. })
             | Self::Toolstack { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             Self::Stream(_) | Self::Kind { .. } | Self::Refused { .. } => libc::EINVAL,
+            Self::Ferry { .. } => libc::EIO,
             Self::Cancelled => libc::EINTR,
         }
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use mover::units::u64_of;
 use proptest::prelude::*;
 
-use super::{RestoreError, Restored, run};
+use super::{Options, RestoreError, Restored, run};
 use crate::simulated::{Landed, SimTarget, SimToolstack, WIRING};
 use crate::stream::tests::hostile::{Dice, mutate};
 use crate::stream::tests::samples::{boundaries, cases, hvm, hvm_with, pv, read_all};
@@ -25,7 +25,8 @@ fn restore(bytes: &[u8]) -> (Result<Restored, RestoreError>, Rc<RefCell<Landed>>
     file.rewind().unwrap();
     let (target, landed) = SimTarget::new(PAGES);
     let stop = AtomicBool::new(false);
-    let outcome = run(target, file.as_fd(), &WIRING, &mut SimToolstack::default(), &stop);
+    let outcome =
+        run(target, file.as_fd(), &WIRING, &Options::default(), &mut SimToolstack::default(), &stop);
     assert_eq!(outcome.is_ok(), landed.borrow().final_state.is_some(), "{outcome:?}");
     if let Ok(restored) = &outcome {
         assert_eq!(restored.bytes, file.stream_position().unwrap());

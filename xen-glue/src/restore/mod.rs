@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod ferry;
 #[cfg(test)]
 mod hostile_tests;
 mod phases;
@@ -46,6 +47,15 @@ pub enum Event<'a> {
     Pages(u64),
     /// Something an operator may want to know.
     Note(&'a str),
+    /// Something for who wants to read more.
+    Detail(&'a str),
+}
+
+/// How a restore is to be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// Take page contents another way where the source offers it.
+    pub dial_back: bool,
 }
 
 /// What a restore is doing.
@@ -82,6 +92,10 @@ pub struct Restored {
     pub compared: u64,
     /// Those of them that were different.
     pub different: u64,
+    /// Pages that were loaded from disks and checked.
+    pub references: u64,
+    /// Bytes read for that.
+    pub disk_bytes: u64,
 }
 
 /// Restores domain `id` from the stream `from`, until it is done or `stop` is set. A call that waits on the stream
@@ -93,14 +107,15 @@ pub fn domain(
     id: DomainId,
     from: BorrowedFd<'_>,
     wiring: &Wiring,
+    options: &Options,
     toolstack: &mut impl Toolstack,
     stop: &AtomicBool,
 ) -> Result<Restored, RestoreError> {
     let domain = Domain::open(id)?;
     if domain.is_hvm() {
-        run(HvmTarget::new(domain)?, from, wiring, toolstack, stop)
+        run(HvmTarget::new(domain)?, from, wiring, options, toolstack, stop)
     } else {
-        run(PvTarget::new(domain)?, from, wiring, toolstack, stop)
+        run(PvTarget::new(domain)?, from, wiring, options, toolstack, stop)
     }
 }
 
@@ -112,8 +127,9 @@ pub fn run(
     target: impl Target,
     from: BorrowedFd<'_>,
     wiring: &Wiring,
+    options: &Options,
     toolstack: &mut impl Toolstack,
     stop: &AtomicBool,
 ) -> Result<Restored, RestoreError> {
-    phases::Restore::new(target, wiring, toolstack, stop).run(from)
+    phases::Restore::new(target, wiring, options, toolstack, stop).run(from)
 }

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use mover::memory::PageBuf;
 use mover::units::u64_of;
 
-use super::{Event, Phase, RestoreError, Restored, Toolstack, Wiring};
+use super::ferry::Ferry;
+use super::{Event, Options, Phase, RestoreError, Restored, Toolstack, Wiring};
 use crate::abi::PartMut;
 use crate::channel::Channel;
 use crate::domain::{DomainError, FinalState, KindState, StaticState, Target};
-use crate::stream::{GuestType, HvmParam, PageEntry, Reader, Record, TscInfo, VcpuState};
+use crate::stream::{GuestType, HvmParam, OFFER, PageEntry, Reader, Record, TscInfo, VcpuState};
 
 /// Pages compared at once.
 const COMPARED: usize = 64;
@@ -21,15 +22,17 @@ const NAMED: u64 = 16;
 
 /// A restore under way.
 pub(super) struct Restore<'a, T: Target, K: Toolstack> {
-    target: T,
+    pub(super) target: T,
     wiring: &'a Wiring,
-    toolstack: &'a mut K,
-    stop: &'a AtomicBool,
+    pub(super) options: &'a Options,
+    pub(super) toolstack: &'a mut K,
+    pub(super) stop: &'a AtomicBool,
+    pub(super) ferry: Ferry,
     static_state: StaticState,
     last: Collected,
     /// Pages are compared with what is there, here.
     comparing: Option<Vec<PageBuf>>,
-    restored: Restored,
+    pub(super) restored: Restored,
 }
 
 /// What comes behind the pages, until all of it is there. The stream's reader bounds every part and lets none repeat.
@@ -43,12 +46,20 @@ struct Collected {
 }
 
 impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
-    pub(super) fn new(target: T, wiring: &'a Wiring, toolstack: &'a mut K, stop: &'a AtomicBool) -> Self {
+    pub(super) fn new(
+        target: T,
+        wiring: &'a Wiring,
+        options: &'a Options,
+        toolstack: &'a mut K,
+        stop: &'a AtomicBool,
+    ) -> Self {
         Self {
             target,
             wiring,
+            options,
             toolstack,
             stop,
+            ferry: Ferry::None,
             static_state: StaticState::default(),
             last: Collected::default(),
             comparing: None,
@@ -58,7 +69,7 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
 
     /// All of it.
     pub(super) fn run(mut self, from: BorrowedFd<'a>) -> Result<Restored, RestoreError> {
-        match self.phases(from) {
+        match self.phases(from).map_err(|error| self.give_up(error)) {
             Ok(()) => Ok(self.restored),
             // Whatever a stop has made fail, it is the reason.
             Err(_) if self.stop.load(Ordering::Relaxed) => Err(RestoreError::Cancelled),
@@ -72,7 +83,8 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
         self.begin(Phase::Records)?;
         self.records(&mut reader)?;
         self.begin(Phase::Finish)?;
-        self.finish()
+        self.finish()?;
+        self.confirm()
     }
 
     fn begin(&mut self, phase: Phase) -> Result<(), RestoreError> {
@@ -92,6 +104,7 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
 
     fn records(&mut self, reader: &mut Reader<Channel<'a>>) -> Result<(), RestoreError> {
         loop {
+            self.wait_for_record(reader.get_ref())?;
             match reader.next_record()? {
                 Record::PageData if self.comparing.is_some() => self.compare(reader)?,
                 Record::PageData => self.pages(reader)?,
@@ -106,7 +119,9 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
                 Record::HvmParams(params) => self.last.params = params,
                 Record::SharedInfo(page) => self.last.shared_info = Some(page),
                 Record::Vcpu(state) => self.last.vcpu(state, self.target.vcpus())?,
-                Record::Lanes(_) | Record::LanesDone(_) => return Err(no_lanes().into()),
+                Record::Lanes(lanes) => self.begin_lanes(&lanes)?,
+                Record::LanesDone(done) => self.end_lanes(&done)?,
+                Record::Optional { number: OFFER, body } => self.offered(body.as_deref()),
                 Record::Optional { .. } => {}
                 Record::End => break,
             }
@@ -208,12 +223,6 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
         self.restored.frames = self.target.finish(&state, self.wiring)?;
         Ok(())
     }
-}
-
-/// Of a stream whose page contents come another way, of which there is none.
-fn no_lanes() -> DomainError {
-    let what = "its page contents come on lanes, and none were opened from here".to_owned();
-    DomainError::Stream { what }
 }
 
 impl Collected {

@@ -51,6 +51,12 @@ pub enum SaveError {
         /// Rounds done.
         rounds: u32,
     },
+    /// The lanes, or the other end of them.
+    #[error("{what}")]
+    Ferry {
+        /// A sentence.
+        what: String,
+    },
     /// Told to stop.
     #[error("cancelled; the guest goes on")]
     Cancelled,
@@ -80,6 +86,7 @@ impl SaveError {
             Self::Stream(_) => libc::EIO,
             Self::Refused { .. } | Self::NotSuspended(_) => libc::EINVAL,
             Self::NotConverging { .. } => libc::EBUSY,
+            Self::Ferry { .. } => libc::EIO,
             Self::GivenUp { .. } => libc::ECANCELED,
             Self::Cancelled => libc::EINTR,
         }

@@ -5,11 +5,15 @@
 //!                            (live only)                \-> verify (if asked for) -^
 //! ```
 //!
+//! With a [`Plan`](crate::ferry::Plan), and a target that takes up the offer, page contents go another way from some record on; then
+//! the engine's rounds stand in the place of ours.
+//!
 //! Whatever happens, the log of written pages is off and nothing is mapped afterwards. Until the guest has suspended
 //! itself a failure leaves it running; from then on it is the toolstack's to resume or destroy.
 #![forbid(unsafe_code)]
 
 mod error;
+mod ferry;
 mod options;
 mod phases;
 mod records;

@@ -8,8 +8,10 @@ use std::time::Duration;
 pub use mover::policy::Observation;
 use mover::policy::{Decision, Wish};
 
+use crate::ferry::{Ferried, Plan};
+
 /// How a save is to be done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Options {
     /// Send memory while the guest runs.
     pub live: bool,
@@ -17,6 +19,8 @@ pub struct Options {
     pub verify: bool,
     /// When to stop the guest.
     pub policy: Policy,
+    /// How to move page contents beside the stream, where the other end can; none keeps to the stream.
+    pub ferry: Option<Plan>,
 }
 
 /// When to stop a guest that is saved while it runs.
@@ -117,6 +121,8 @@ pub enum Event<'a> {
     },
     /// Something an operator may want to know.
     Note(&'a str),
+    /// Something for who wants to read more.
+    Detail(&'a str),
 }
 
 /// What a save is doing.
@@ -168,4 +174,6 @@ pub struct Summary {
     pub total: Duration,
     /// From asking the guest to suspend itself to the end of the stream.
     pub stopped: Duration,
+    /// What went beside the stream, if anything did.
+    pub ferried: Option<Ferried>,
 }

@@ -10,9 +10,11 @@ use mover::bitmap::Bitmap;
 use mover::policy::{Decision, Observation};
 use mover::units::{PAGE_BYTES_U64, f64_of, u64_of, usize_of};
 
+use super::ferry;
 use super::records::Records;
 use super::{Event, Options, Phase, SaveError, Summary, Toolstack, Verdict};
 use crate::domain::{Batch, Life, LogRead, Source};
+use crate::ferry::Harbour;
 use crate::stream::GuestType;
 
 /// What stopping a guest costs besides its pages: suspending itself, its state, starting on the other side.
@@ -20,15 +22,21 @@ const FIXED: Duration = Duration::from_millis(50);
 
 /// A save under way.
 pub(super) struct Save<'a, S: Source, T: Toolstack> {
-    source: S,
-    toolstack: &'a mut T,
-    options: &'a Options,
-    stop: &'a AtomicBool,
-    records: Records<'a>,
+    pub(super) source: S,
+    pub(super) toolstack: &'a mut T,
+    pub(super) options: &'a Options,
+    pub(super) stop: &'a AtomicBool,
+    pub(super) records: Records<'a>,
+    /// The stream goes into a regular file.
+    pub(super) to_file: bool,
+    /// Where the other end may dial back, as long as it may.
+    pub(super) harbour: Option<Harbour>,
+    /// Page contents leave the stream, from this page of the round on.
+    crossing: Option<u64>,
     /// Pages to be sent in this round.
-    dirty: Bitmap,
+    pub(super) dirty: Bitmap,
     /// Pages to be sent again when the guest stands still.
-    deferred: Bitmap,
+    pub(super) deferred: Bitmap,
     /// Where the log is read into at the end.
     last: Bitmap,
     pfns: Vec<u64>,
@@ -36,8 +44,8 @@ pub(super) struct Save<'a, S: Source, T: Toolstack> {
     logging: bool,
     device_logging: bool,
     begun: Instant,
-    suspended_at: Option<Instant>,
-    summary: Summary,
+    pub(super) suspended_at: Option<Instant>,
+    pub(super) summary: Summary,
 }
 
 impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
@@ -52,6 +60,9 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
         Self {
             pfns: Vec::with_capacity(source.batch_pages()),
             records: Records::new(to, stop),
+            to_file: ferry::is_file(to),
+            harbour: None,
+            crossing: None,
             dirty: Bitmap::new(pages),
             deferred: Bitmap::new(pages),
             last: Bitmap::new(if options.live { pages } else { 0 }),
@@ -90,6 +101,10 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
         self.phase(Phase::StaticState, Self::static_state)?;
         if self.options.live {
             self.phase(Phase::Rounds, Self::rounds)?;
+            if self.suspended_at.is_some() {
+                // Page contents have gone another way, and the stream has been written to its end with them.
+                return Ok(());
+            }
         }
         self.phase(Phase::Suspend, Self::suspend)?;
         self.phase(Phase::LastPages, Self::last_pages)?;
@@ -100,7 +115,7 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
         self.phase(Phase::End, Self::end)
     }
 
-    fn phase(
+    pub(super) fn phase(
         &mut self,
         phase: Phase,
         run: impl FnOnce(&mut Self) -> Result<(), SaveError>,
@@ -118,7 +133,8 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
 
     fn static_state(&mut self) -> Result<(), SaveError> {
         let state = self.source.static_state()?;
-        self.records.static_state(&state, self.source.table_frames().as_ref())
+        self.records.static_state(&state, self.source.table_frames().as_ref())?;
+        self.offer()
     }
 
     /// Sends memory while the guest runs, as often as the policy wants. What was written since the last round is in
@@ -131,6 +147,11 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
             let begun = Instant::now();
             let sent = self.send(false)?;
             self.summary.rounds += 1;
+            if let Some(from) = self.crossing.take() {
+                return self.cross(from);
+            }
+            // Whoever dials back from now on is turned away.
+            self.harbour = None;
             self.source.check()?;
             let dirty = self.source.log_read(LogRead::Round, &mut self.dirty)?;
             let link_rate = f64_of(sent * PAGE_BYTES_U64) / begun.elapsed().as_secs_f64().max(1e-6);
@@ -166,7 +187,7 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
         Ok(())
     }
 
-    fn suspend(&mut self) -> Result<(), SaveError> {
+    pub(super) fn suspend(&mut self) -> Result<(), SaveError> {
         self.suspended_at = Some(Instant::now());
         asked("suspend the guest", self.toolstack.suspend())?;
         match self.source.life()? {
@@ -194,12 +215,12 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
         self.send(true).map(drop)
     }
 
-    fn final_state(&mut self) -> Result<(), SaveError> {
+    pub(super) fn final_state(&mut self) -> Result<(), SaveError> {
         let state = self.source.final_state()?;
         self.records.final_state(&state)
     }
 
-    fn end(&mut self) -> Result<(), SaveError> {
+    pub(super) fn end(&mut self) -> Result<(), SaveError> {
         self.records.end()
     }
 
@@ -230,6 +251,10 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
             looked_at += u64_of(self.pfns.len());
             let round = self.summary.rounds + 1;
             self.toolstack.report(&Event::Frames { round, sent: looked_at, total });
+            if !still && self.may_cross() {
+                self.crossing = Some(u64_of(from));
+                break;
+            }
         }
         self.source.release()?;
         self.summary.pages += sent;

@@ -9,7 +9,7 @@ use mover::units::{PAGE_BYTES, u64_of, usize_of};
 use super::SaveError;
 use crate::channel::Channel;
 use crate::domain::{FinalState, KindState, Source, StaticState};
-use crate::stream::{DomainHeader, P2mFrames, PageEntry, Writer};
+use crate::stream::{DomainHeader, Lanes, LanesDone, OFFER, Offer, P2mFrames, PageEntry, Writer};
 
 /// Most pages of a record.
 const RECORD_PAGES: usize = crate::stream::limits::PAGES_WRITTEN_MAX;
@@ -92,6 +92,21 @@ impl<'a> Records<'a> {
             rest = behind;
         }
         Ok(u64_of(first))
+    }
+
+    /// Offers lanes.
+    pub(super) fn offer(&mut self, offer: &Offer) -> Result<(), SaveError> {
+        Ok(self.writer().optional(OFFER, &offer.encode())?)
+    }
+
+    /// Says that page contents come on lanes from here on.
+    pub(super) fn lanes(&mut self, lanes: &Lanes) -> Result<(), SaveError> {
+        Ok(self.writer().lanes(lanes)?)
+    }
+
+    /// Says what has gone over the lanes.
+    pub(super) fn lanes_done(&mut self, done: &LanesDone) -> Result<(), SaveError> {
+        Ok(self.writer().lanes_done(done)?)
     }
 
     /// Says that what follows is for comparing.

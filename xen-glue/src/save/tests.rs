@@ -17,7 +17,7 @@ use crate::domain::Life;
 use crate::restore;
 use crate::simulated::{Guest, Landed, SimSource, SimTarget, SimToolstack, WIRING, read, states};
 
-const LIVE: Options = Options { live: true, verify: false, policy: Policy::Stock };
+const LIVE: Options = Options { live: true, verify: false, policy: Policy::Stock, ferry: None };
 
 fn toolstack(guest: &Rc<RefCell<Guest>>) -> SimToolstack {
     SimToolstack { guest: Some(Rc::clone(guest)), ..SimToolstack::default() }
@@ -40,7 +40,9 @@ fn restore(mut file: &File, pages: usize) -> (restore::Restored, Rc<RefCell<Land
     let (target, landed) = SimTarget::new(pages);
     let mut toolstack = SimToolstack::default();
     let stop = AtomicBool::new(false);
-    let restored = restore::run(target, file.as_fd(), &WIRING, &mut toolstack, &stop).unwrap();
+    let restored =
+        restore::run(target, file.as_fd(), &WIRING, &restore::Options::default(), &mut toolstack, &stop)
+            .unwrap();
     assert_eq!(toolstack.missing, Some(0));
     (restored, landed)
 }
@@ -140,7 +142,14 @@ fn a_stream_cut_off_anywhere_is_an_error_and_no_guest() {
         file.rewind().unwrap();
         let (target, landed) = SimTarget::new(200);
         let stop = AtomicBool::new(false);
-        let outcome = restore::run(target, file.as_fd(), &WIRING, &mut SimToolstack::default(), &stop);
+        let outcome = restore::run(
+            target,
+            file.as_fd(),
+            &WIRING,
+            &restore::Options::default(),
+            &mut SimToolstack::default(),
+            &stop,
+        );
         assert!(matches!(outcome, Err(restore::RestoreError::Stream(_))), "cut at {cut}: {outcome:?}");
         assert_eq!(landed.borrow().final_state, None, "cut at {cut}");
     }
@@ -226,7 +235,8 @@ fn a_stream_for_a_larger_guest_or_without_its_toolstack_is_refused() {
         file.rewind().unwrap();
         let (target, landed) = SimTarget::new(pages);
         let mut toolstack = SimToolstack { refuse, ..SimToolstack::default() };
-        let outcome = restore::run(target, file.as_fd(), &WIRING, &mut toolstack, &stop);
+        let outcome =
+            restore::run(target, file.as_fd(), &WIRING, &restore::Options::default(), &mut toolstack, &stop);
         assert_eq!(landed.borrow().final_state, None);
         outcome.unwrap_err()
     };

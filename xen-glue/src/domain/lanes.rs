@@ -1,0 +1,188 @@
+//! HVM and PVH guests' memory for the engine's lanes: guest frames are what the hypervisor takes, contents pass as they are.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mover::bitmap::Bitmap;
+use mover::error::GuestError;
+use mover::guest::GuestMemory;
+use mover::memory::Window;
+use mover::units::{PageCount, Pfn, u64_of};
+
+use super::common::{Domain, LOG, fill_words};
+use super::populate::Populate;
+use super::{Absent, BATCH_PAGES, DomainError};
+use crate::abi::{Access, DomainId, LaneWindow, Span};
+use crate::stream::PageType;
+
+/// Frames whose types are asked for at once.
+const TYPES: usize = 1024;
+
+/// What a backend's error is to the engine.
+pub(super) fn told(error: DomainError) -> GuestError {
+    GuestError::State(error.to_string())
+}
+
+fn has_data(answer: u64) -> bool {
+    let bits = u32::try_from(answer & 0xffff_ffff).unwrap_or(u32::MAX);
+    // Types this program does not know have contents like any other page.
+    PageType::from_pfinfo(bits).unwrap_or(PageType::Normal).has_data()
+}
+
+/// The frames of `domain`, of which there are `frames`, that have contents now, as runs.
+pub(super) fn populated(domain: &mut Domain, frames: u64) -> Result<Vec<Range<u64>>, DomainError> {
+    let fail = || DomainError::call("find out the types of pages", domain.id, LOG);
+    let mut buffer = domain.xen.buffer(TYPES * size_of::<u64>()).map_err(fail())?;
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    let mut batch = Vec::with_capacity(TYPES);
+    for first in (0..frames).step_by(TYPES) {
+        batch.clear();
+        batch.extend(first..frames.min(first + u64_of(TYPES)));
+        fill_words(&mut buffer, &batch);
+        domain.xen.page_types(domain.id, &mut buffer, batch.len()).map_err(fail())?;
+        for (frame, _) in batch.iter().zip(buffer.words()).filter(|(_, answer)| has_data(**answer)) {
+            match runs.last_mut() {
+                Some(run) if run.end == *frame => run.end += 1,
+                _ => runs.push(*frame..frame + 1),
+            }
+        }
+    }
+    Ok(runs)
+}
+
+/// A guest to be saved.
+#[derive(Debug)]
+pub(super) struct SavedMemory {
+    pub(super) domain: DomainId,
+    pub(super) frames: u64,
+    pub(super) absent: Arc<Absent>,
+}
+
+fn os(doing: &'static str, domain: DomainId) -> impl Fn(io::Error) -> GuestError {
+    move |source| told(DomainError::call(doing, domain, LOG)(source))
+}
+
+impl GuestMemory for SavedMemory {
+    fn pages(&self) -> PageCount {
+        PageCount(self.frames)
+    }
+    fn pinnable(&self) -> bool {
+        false
+    }
+    fn window(&self, capacity: usize) -> Result<Window, GuestError> {
+        LaneWindow::open(capacity, None).map_err(os("make room for pages", self.domain))
+    }
+    fn map(&self, pfns: &[Pfn], window: &mut Window) -> Result<(), GuestError> {
+        // A bit a page; a window has room for a frame's pages, or for a read's.
+        let mut absent = Bitmap::new(pfns.len());
+        LaneWindow::types(window, self.domain, pfns, |at, answer| {
+            if !has_data(answer) {
+                absent.set(at);
+            }
+        })
+        .map_err(os("find out the types of pages", self.domain))?;
+        LaneWindow::fill(window, self.domain, pfns, Access::Read, |at| absent.get(at))
+            .map_err(os("map pages", self.domain))?;
+        for (at, pfn) in pfns.iter().enumerate().filter(|(at, _)| !absent.get(*at)) {
+            // Gone since its type was asked for, as when the guest gives memory back.
+            if window.page(at).is_none() && !self.absent.note(*pfn) {
+                return Err(GuestError::State(format!(
+                    "cannot map {pfn} of the stopped {}. {LOG}",
+                    self.domain
+                )));
+            }
+        }
+        Ok(())
+    }
+    fn untouched(&self, _: &mut Bitmap) -> Result<(), GuestError> {
+        Ok(())
+    }
+}
+
+/// A guest to be restored: a span over what the stream says has memory, and pages beside it that come up later.
+#[derive(Debug)]
+pub(super) struct RestoredMemory {
+    domain: DomainId,
+    pages: u64,
+    span: Arc<Span>,
+    /// For pages outside the span only.
+    late: Mutex<Late>,
+}
+
+/// What populates late pages.
+#[derive(Debug)]
+struct Late {
+    domain: Domain,
+    populate: Arc<Mutex<Populate>>,
+}
+
+/// Nothing panics while it holds one of these locks, short of a bug that has ended the restore already.
+pub(super) fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl RestoredMemory {
+    /// Populates and maps the frames of `runs`.
+    pub(super) fn new(
+        domain: &mut Domain,
+        populate: &Arc<Mutex<Populate>>,
+        pages: u64,
+        runs: &[Range<u64>],
+    ) -> Result<Self, DomainError> {
+        let batch = u64_of(BATCH_PAGES);
+        for run in runs {
+            let mut first = run.start;
+            while first < run.end {
+                // Cut between superpages.
+                let end = run.end.min((first / batch + 1) * batch);
+                lock(populate).ensure(domain, first..end, true, |_, _| {})?;
+                first = end;
+            }
+        }
+        let span = Span::map(&domain.xen, domain.id, runs).map_err(DomainError::call(
+            "map pages",
+            domain.id,
+            LOG,
+        ))?;
+        let late = Late { domain: Domain::open(domain.id)?, populate: Arc::clone(populate) };
+        Ok(Self { domain: domain.id, pages, span: Arc::new(span), late: Mutex::new(late) })
+    }
+}
+
+impl GuestMemory for RestoredMemory {
+    fn pages(&self) -> PageCount {
+        PageCount(self.pages)
+    }
+    fn pinnable(&self) -> bool {
+        false
+    }
+    fn window(&self, capacity: usize) -> Result<Window, GuestError> {
+        LaneWindow::open(capacity, Some(Arc::clone(&self.span)))
+            .map_err(os("make room for pages", self.domain))
+    }
+    fn map(&self, pfns: &[Pfn], window: &mut Window) -> Result<(), GuestError> {
+        if pfns.iter().any(|pfn| !self.span.has(pfn.0)) {
+            let mut late = lock(&self.late);
+            let Late { domain, populate } = &mut *late;
+            let beside = pfns.iter().filter(|pfn| !self.span.has(pfn.0)).map(|pfn| pfn.0);
+            lock(populate).ensure(domain, beside, false, |_, _| {}).map_err(told)?;
+        }
+        LaneWindow::fill(window, self.domain, pfns, Access::Write, |_| false)
+            .map_err(os("map pages", self.domain))?;
+        match (0..pfns.len()).find(|at| window.page(*at).is_none()) {
+            None => Ok(()),
+            Some(at) => Err(GuestError::State(format!("cannot map {} of {}. {LOG}", pfns[at], self.domain))),
+        }
+    }
+    fn untouched(&self, _: &mut Bitmap) -> Result<(), GuestError> {
+        Ok(())
+    }
+    fn starts_zero(&self) -> bool {
+        // The hypervisor scrubs what a domain leaves, not what another one is given.
+        false
+    }
+}
+
+const _: () = assert!(BATCH_PAGES.is_multiple_of(512), "superpages are not torn");

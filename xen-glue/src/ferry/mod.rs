@@ -1,0 +1,88 @@
+//! Page contents beside the stream: the engine of `mover` moves them over connections of its own, dialled back by the target,
+//! while everything else of libxc's stream stays in-band (`docs/PROTOCOL.md`, "Under a toolstack").
+//!
+//! ```text
+//!   save                                                                                    restore
+//!     phases' thread                    engine's threads      engine's threads       phases' thread
+//!     in-band: OFFER, first pages .....................................................> in-band
+//!       |        harbour <=============== dial-back ================= dial                |
+//!     LANES ..........................................................................> LANES
+//!       | <-- asks: harvest, pause, whole -- source === lanes ===> target --- told --->   |
+//!       | --- answers ---------------------> engine                engine <-- go --------- |
+//!     LANES_DONE, state, END ..........................................................> END
+//! ```
+//!
+//! Domain, toolstack and stream belong to the thread of the phases on either side; the engine, which knows none of them,
+//! asks that thread for what it needs (the log of written pages, a stopped guest, the end of the stream). The guest's memory
+//! is the one thing both have, each through mappings of its own.
+//!
+//! Invariant: whatever ends a save or restore, the engine's threads have ended before it returns.
+#![forbid(unsafe_code)]
+
+pub mod attached;
+mod dial;
+mod disks;
+mod engine;
+mod greeting;
+mod harbour;
+mod net;
+mod source;
+mod tally;
+mod target;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mover::disk::image::DiskSpec;
+use mover::report::Mode;
+
+pub(crate) use dial::DialBack;
+pub(crate) use harbour::Harbour;
+pub(crate) use source::{Answer, Call, Departure, Word, depart};
+pub(crate) use target::{Arrival, arrive};
+
+/// How long an end of a lane may be silent. Longer than libxl waits for a guest to suspend itself (60 s), during which
+/// nothing is said.
+const SILENCE_MAX: Duration = Duration::from_secs(90);
+/// How long the network may deliver nothing of what was sent.
+const NETWORK_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a save is to move page contents, if the target can.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// [`Mode::Plain`] or [`Mode::Refer`].
+    pub mode: Mode,
+    /// Data connections, 1 to [`mover::limits::LANES_MAX`].
+    pub lanes: u8,
+    /// Where to listen for the target, `HOST` or `HOST:PORT`; none is everywhere.
+    pub addresses: Vec<String>,
+    /// The guest's name, for the other end's messages.
+    pub guest: String,
+    /// The guest's disks, in the order that numbers them.
+    pub disks: Vec<DiskSpec>,
+    /// Where `pageferry index` keeps what it knows of disks.
+    pub indexes: PathBuf,
+}
+
+/// What has gone beside the stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ferried {
+    /// How pages travelled.
+    pub mode: Mode,
+    /// Connections.
+    pub lanes: u32,
+    /// Zero pages told.
+    pub zero: u64,
+    /// Pages sent, refetches not counted.
+    pub data: u64,
+    /// Pages named by where they stand on disks.
+    pub references: u64,
+    /// Of those, pages that had to be sent after all.
+    pub refetched: u64,
+    /// Bytes over the connections.
+    pub link_bytes: u64,
+    /// Bytes the target read from disks.
+    pub disk_bytes: u64,
+}

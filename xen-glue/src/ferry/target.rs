@@ -1,0 +1,149 @@
+//! The engine's target, over a domain that another thread restores.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+
+use mover::error::{Error, GuestError};
+use mover::guest::{GuestMemory, TargetGuest, TargetLife};
+use mover::journal::Journal;
+use mover::report::{Event, Observer};
+use mover::target::{self, Config, Host, Parts};
+use mover::wire::control::{Account, Shape};
+
+use super::engine::{Engine, HandedOn, Unrecorded, WORDS, drain};
+use super::net::Quiet;
+use super::tally::Tally;
+use super::{SILENCE_MAX, disks, greeting};
+use crate::stream::{LanesDone, Offer};
+
+/// A running engine, and what it says.
+pub(crate) struct Arrival {
+    engine: Engine<Account>,
+    words: Receiver<Event>,
+    go: SyncSender<()>,
+    tally: Arc<Tally>,
+}
+
+impl Arrival {
+    /// What it has said since this was asked the last time: sentences for an operator.
+    pub(crate) fn notices(&self) -> Vec<String> {
+        let text = |event| match event {
+            Event::Notice { text, .. } => Some(text),
+            _ => None,
+        };
+        drain(&self.words).into_iter().filter_map(text).collect()
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.engine.is_over()
+    }
+
+    /// What has come over the lanes.
+    pub(crate) fn total(&self) -> LanesDone {
+        self.tally.total()
+    }
+
+    /// The stream is whole and the domain could run: has the source told, and waits for the engine's end.
+    pub(crate) fn go(self) -> Result<Account, Error> {
+        // It may have failed meanwhile, and says so itself.
+        let _ = self.go.send(());
+        drop(self.words);
+        self.engine.end()
+    }
+
+    /// The restore is over without a domain: ends the engine. Its own error, if it has failed by itself.
+    pub(crate) fn stop(self) -> Option<Error> {
+        drop((self.go, self.words));
+        match self.engine.stop() {
+            Err(Error::Cancelled { by: "here" }) | Ok(_) => None,
+            Err(error) => Some(error),
+        }
+    }
+}
+
+/// Starts receiving into `memory` over `streams`.
+pub(crate) fn arrive(
+    offer: &Offer,
+    streams: Vec<TcpStream>,
+    memory: Arc<dyn GuestMemory>,
+) -> io::Result<Arrival> {
+    let (say, words) = mpsc::sync_channel(WORDS);
+    // Of these two one is there when the other asks: neither waits.
+    let (go, told_to_go) = mpsc::sync_channel(1);
+    let tally = Tally::new(offer.lanes);
+    let observer: Arc<dyn Observer> = Arc::new(HandedOn(say.clone(), std::convert::identity));
+    let counted = Arc::clone(&tally);
+    let token = greeting::control_token(offer);
+    let kept = streams.iter().map(TcpStream::try_clone).collect::<io::Result<Vec<_>>>()?;
+    let engine = Engine::start(&kept, observer, move |around| {
+        let life = Life { told_to_go };
+        let parts = Parts {
+            acceptor: Box::new(Quiet::new(streams, &counted)),
+            token,
+            host: Box::new(move |shape| host(shape, memory, life, &say)),
+            journal: Box::new(|_, _, _| {
+                let journal: Box<dyn Journal> = Box::new(Unrecorded);
+                Ok(journal)
+            }),
+        };
+        let config = Config {
+            wait: Some(SILENCE_MAX),
+            patience: SILENCE_MAX,
+            redial_for: std::time::Duration::ZERO,
+            ..Config::default()
+        };
+        target::receive(parts, config, around)
+    })?;
+    Ok(Arrival { engine, words, go, tally })
+}
+
+/// The guest that is there already, and its disks as far as they can be read here.
+fn host(
+    shape: &Shape,
+    memory: Arc<dyn GuestMemory>,
+    life: Life,
+    say: &SyncSender<Event>,
+) -> Result<Host, Error> {
+    if shape.pages != memory.pages().0 {
+        let (lanes, stream) = (shape.pages, memory.pages().0);
+        let text =
+            format!("the lanes are of a guest with {lanes} frames, the stream is of one with {stream}");
+        return Err(GuestError::State(text).into());
+    }
+    let (disks, readable) = disks::open(&shape.disks)?;
+    for note in disks.iter().flat_map(|disks| mover::disk::Disks::notes(&**disks)) {
+        let _ = say.send(Event::Notice { at_ms: 0.0, text: note });
+    }
+    for (disk, why) in
+        shape.disks.iter().zip(&readable).filter_map(|(disk, r)| Some((disk, r.as_ref().err()?)))
+    {
+        let text = format!("disk {} is left out: {why}", disk.name);
+        let _ = say.send(Event::Notice { at_ms: 0.0, text });
+    }
+    let lazy = Err("the hypervisor's paging is not used yet".to_owned());
+    let guest = TargetGuest { memory, life: Box::new(life), lazy, gate: None };
+    Ok(Host { guest, disks, readable })
+}
+
+/// The guest, whose state comes in-band and which the toolstack lets run.
+struct Life {
+    told_to_go: Receiver<()>,
+}
+
+impl TargetLife for Life {
+    fn load_state(&mut self, _: &[u8]) -> Result<(), GuestError> {
+        Ok(())
+    }
+    /// Waits until the rest of the stream has come and the domain has been finished.
+    fn start(&mut self) -> Result<(), GuestError> {
+        let failed = |_| GuestError::State("the rest of the stream did not make it whole".to_owned());
+        self.told_to_go.recv().map_err(failed)
+    }
+    fn stop(&mut self) -> Result<(), GuestError> {
+        Ok(())
+    }
+}

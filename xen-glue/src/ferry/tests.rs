@@ -1,0 +1,425 @@
+//! Simulated guests saved on one thread and restored on another, with a pipe for the stream and real connections over the
+//! loopback for the lanes.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mover::disk::image::DiskSpec;
+use mover::index::commands;
+use mover::memory::PageBuf;
+use mover::policy::Wish;
+use mover::report::Mode;
+use mover::units::{PAGE_BYTES, Pfn, u64_of};
+
+use super::Plan;
+use crate::domain::Life;
+use crate::restore::{self, RestoreError, Restored};
+use crate::save::{self, Event, Options, Policy, SaveError, Summary};
+use crate::simulated::{Guest, SimSource, SimTarget, SimToolstack, WIRING, read, states};
+use crate::stream::OFFER;
+use crate::stream::tests::samples::{boundaries, read_all};
+
+fn plan(mode: Mode) -> Plan {
+    Plan {
+        mode,
+        lanes: 2,
+        addresses: vec!["127.0.0.1".into()],
+        guest: "guest".into(),
+        disks: Vec::new(),
+        indexes: "/nowhere".into(),
+    }
+}
+
+fn options(ferry: Option<Plan>) -> Options {
+    let wish = Wish { max_downtime: Duration::from_secs(1), max_rounds: 5, throttle: false, finish: true };
+    Options { live: true, verify: false, policy: Policy::Predict(wish), ferry }
+}
+
+/// What the target has of a guest in the end.
+struct Copy {
+    pages: Vec<PageBuf>,
+    populated: BTreeSet<u64>,
+    finished: bool,
+}
+
+/// How both ends have fared.
+struct Trip {
+    saved: Result<Summary, SaveError>,
+    restored: Result<Restored, RestoreError>,
+    copy: Copy,
+    /// The stream as it went by.
+    stream: Vec<u8>,
+    /// What the source's toolstack was told.
+    notes: Vec<String>,
+    target_notes: Vec<String>,
+}
+
+/// What happens to the stream on its way, byte by byte: false ends it.
+type Carrier = Box<dyn FnMut(&[u8], u64) -> Option<Vec<u8>> + Send>;
+
+struct Journey {
+    options: Options,
+    dial_back: bool,
+    carry: Carrier,
+    /// Set when the target is to be cancelled.
+    stop_target: &'static AtomicBool,
+}
+
+impl Journey {
+    fn new(plan: Plan) -> Self {
+        let stop_target = Box::leak(Box::new(AtomicBool::new(false)));
+        Self {
+            options: options(Some(plan)),
+            dial_back: true,
+            carry: Box::new(|bytes, _| Some(bytes.to_vec())),
+            stop_target,
+        }
+    }
+
+    /// Moves `guest`, which lives on this thread.
+    fn go(mut self, guest: &Rc<RefCell<Guest>>, toolstack: &mut SimToolstack) -> Trip {
+        let pages = usize::try_from(guest.borrow().memory.pages().0).unwrap();
+        let (out, into) = (pipe(), pipe());
+        toolstack.guest = Some(Rc::clone(guest));
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (from_source, to_target) = (std::fs::File::from(out.0), std::fs::File::from(into.1));
+            let carried = scope.spawn(move || carry(from_source, to_target, &mut self.carry));
+            let (source_end, target_end) = (out.1, into.0);
+            let (dial_back, stop_target) = (self.dial_back, self.stop_target);
+            let target = scope.spawn(move || restored(&target_end, pages, dial_back, stop_target));
+            let saved = save::run(SimSource::new(guest), source_end.as_fd(), &self.options, toolstack, &stop);
+            drop(source_end);
+            let (restored, copy, target_notes) = target.join().unwrap();
+            let notes = std::mem::take(&mut toolstack.notes);
+            Trip { saved, restored, copy, stream: carried.join().unwrap(), notes, target_notes }
+        })
+    }
+}
+
+fn pipe() -> (OwnedFd, OwnedFd) {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap()
+}
+
+/// Passes the stream on as `change` lets it; all that was passed on.
+fn carry(mut from: std::fs::File, mut to: std::fs::File, change: &mut Carrier) -> Vec<u8> {
+    let (mut all, mut buffer) = (Vec::new(), vec![0; 4096]);
+    loop {
+        let count = from.read(&mut buffer).unwrap();
+        if count == 0 {
+            return all;
+        }
+        let Some(bytes) = change(&buffer[..count], u64_of(all.len())) else { return all };
+        all.extend(&bytes);
+        if to.write_all(&bytes).is_err() {
+            return all;
+        }
+    }
+}
+
+fn restored(
+    from: &OwnedFd,
+    pages: usize,
+    dial_back: bool,
+    stop: &AtomicBool,
+) -> (Result<Restored, RestoreError>, Copy, Vec<String>) {
+    let (target, landed) = SimTarget::new(pages);
+    let mut toolstack = SimToolstack::default();
+    let options = restore::Options { dial_back };
+    let outcome = restore::run(target, from.as_fd(), &WIRING, &options, &mut toolstack, stop);
+    let landed = landed.borrow();
+    let copy = Copy {
+        pages: (0..u64_of(pages)).map(|pfn| read(landed.memory.page(Pfn(pfn)))).collect(),
+        populated: landed.populated.clone(),
+        finished: landed.final_state.is_some(),
+    };
+    assert!(!copy.finished || landed.final_state.as_ref() == Some(&states().1));
+    (outcome, copy, toolstack.notes)
+}
+
+/// The copy is the guest as it is now.
+fn assert_same(guest: &Rc<RefCell<Guest>>, copy: &Copy) {
+    let guest = guest.borrow();
+    for (pfn, page) in (0..).zip(&copy.pages) {
+        let hole = guest.holes.contains(&pfn);
+        assert_eq!(copy.populated.contains(&pfn), !hole, "pfn {pfn}");
+        assert!(hole || read(guest.memory.page(Pfn(pfn))) == *page, "pfn {pfn} is another one");
+    }
+    assert!(copy.finished);
+}
+
+/// Types of the stream's records.
+fn types(stream: &[u8]) -> Vec<u32> {
+    let starts = boundaries(stream);
+    starts[..starts.len() - 1]
+        .iter()
+        .map(|at| u32::from_le_bytes(stream[*at..at + 4].try_into().unwrap()))
+        .collect()
+}
+
+const LANES: u32 = 0x5046_0001;
+const LANES_DONE: u32 = 0x5046_0002;
+
+/// Holds the source back at its first batch until the target has dialled back, so that a test knows which way pages go.
+fn patient() -> SimToolstack {
+    let mut waited = false;
+    let watch = move |event: &Event<'_>| {
+        if let (Event::Frames { .. }, false) = (event, waited) {
+            waited = true;
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    };
+    SimToolstack { watch: Some(Box::new(watch)), ..SimToolstack::default() }
+}
+
+#[test]
+fn a_guest_goes_by_lanes_and_its_state_in_the_stream() {
+    let guest = Guest::new(3000);
+    {
+        let mut guest = guest.borrow_mut();
+        guest.holes.extend((700..900).chain([5, 2999]));
+        guest.shy.extend([77, 2500]);
+        for pfn in 1000..1500 {
+            guest.memory.page(Pfn(pfn)).fill_zero();
+        }
+        // Written behind and before the switch, and after each reading of the log, less and less.
+        guest.writes = vec![(0..64).collect()];
+        guest.later = vec![(0..3).collect(), (100..200).collect(), (1400..1700).collect()];
+    }
+    let trip = Journey::new(plan(Mode::Plain)).go(&guest, &mut patient());
+    let (saved, restored) = (trip.saved.unwrap(), trip.restored.unwrap());
+    assert_same(&guest, &trip.copy);
+    read_all(&trip.stream).unwrap();
+    let types = types(&trip.stream);
+    let place =
+        |wanted| types.iter().position(|found| *found == wanted).unwrap_or_else(|| panic!("{types:x?}"));
+    assert!(place(OFFER) < place(LANES) && place(LANES) < place(LANES_DONE), "{types:x?}");
+    assert!(types[place(LANES)..].iter().all(|found| *found != 1), "no pages behind LANES: {types:x?}");
+    let ferried = saved.ferried.unwrap();
+    assert!(ferried.zero >= 490 && ferried.data > 1000, "{ferried:?}");
+    assert_eq!((ferried.references, restored.references), (0, 0));
+    assert!(saved.bytes < 1000 * 4096, "{} bytes in the stream", saved.bytes);
+    assert_eq!(saved.bytes, u64_of(trip.stream.len()));
+    assert!(!guest.borrow().logging && guest.borrow().life == Life::Suspended);
+    assert_eq!(trip.notes, [""; 0]);
+}
+
+/// A guest that writes all the while the lanes send, from a thread of its own.
+#[test]
+fn what_is_written_while_lanes_send_travels_again() {
+    let guest = Guest::new(2000);
+    guest.borrow_mut().racing = 900..1000;
+    let (memory, over) = (Arc::clone(&guest.borrow().memory), Arc::new(AtomicBool::new(false)));
+    let seen = Arc::clone(&over);
+    let writer = std::thread::spawn(move || {
+        for n in 0u64.. {
+            if seen.load(Ordering::SeqCst) {
+                break;
+            }
+            memory.page(Pfn(900 + n % 100)).copy_from(&PageBuf([u8::try_from(n % 251).unwrap(); PAGE_BYTES]));
+        }
+    });
+    let mut toolstack = patient();
+    let (mut waiting, mut writer) = (toolstack.watch.take().unwrap(), Some(writer));
+    toolstack.watch = Some(Box::new(move |event| {
+        if let Event::Phase(save::Phase::Suspend) = event {
+            over.store(true, Ordering::SeqCst);
+            writer.take().unwrap().join().unwrap();
+        }
+        waiting(event);
+    }));
+    let trip = Journey::new(plan(Mode::Plain)).go(&guest, &mut toolstack);
+    trip.saved.unwrap();
+    trip.restored.unwrap();
+    assert_same(&guest, &trip.copy);
+}
+
+/// A target that does not dial back gets the stock stream, and one record that it passes over.
+#[test]
+fn nobody_who_dials_back_is_the_stock_stream() {
+    let guest = Guest::new(500);
+    let trip = Journey { dial_back: false, ..Journey::new(plan(Mode::Plain)) }.go(&guest, &mut patient());
+    assert_eq!(trip.saved.unwrap().ferried, None);
+    trip.restored.unwrap();
+    assert_same(&guest, &trip.copy);
+    let types = types(&trip.stream);
+    assert!(types.contains(&OFFER) && !types.contains(&LANES), "{types:x?}");
+}
+
+/// The offer is held up until the whole first round is in the pipe.
+#[test]
+fn who_dials_back_late_is_turned_away() {
+    let guest = Guest::new(100);
+    let mut journey = Journey::new(plan(Mode::Plain));
+    let mut waited = false;
+    journey.carry = Box::new(move |bytes, _| {
+        if !std::mem::replace(&mut waited, true) {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        Some(bytes.to_vec())
+    });
+    let trip = journey.go(&guest, &mut SimToolstack::default());
+    assert_eq!(trip.saved.unwrap().ferried, None);
+    trip.restored.unwrap();
+    assert_same(&guest, &trip.copy);
+    assert!(!types(&trip.stream).contains(&LANES));
+}
+
+/// Neither into a file, nor to be verified, nor under stock's policy is anything offered.
+#[test]
+fn an_offer_is_made_only_where_it_can_be_taken_up() {
+    let file = tempfile::tempfile().unwrap();
+    let verified = Options { verify: true, ..options(Some(plan(Mode::Plain))) };
+    let stock = Options { policy: Policy::Stock, ..options(Some(plan(Mode::Plain))) };
+    let still = Options { live: false, ..options(Some(plan(Mode::Plain))) };
+    for (options, to_file) in [
+        (options(Some(plan(Mode::Plain))), true),
+        (verified, false),
+        (stock, false),
+        (still, false),
+        (options(None), false),
+    ] {
+        let guest = Guest::new(20);
+        let mut toolstack = SimToolstack { guest: Some(Rc::clone(&guest)), ..SimToolstack::default() };
+        let (out, into) = pipe();
+        let to = if to_file { file.as_fd() } else { into.as_fd() };
+        let stop = AtomicBool::new(false);
+        save::run(SimSource::new(&guest), to, &options, &mut toolstack, &stop).unwrap();
+        let mut stream = Vec::new();
+        drop(into);
+        match to_file {
+            true => {
+                stream = std::fs::read(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)))
+                    .unwrap()
+            }
+            false => drop(std::fs::File::from(out).read_to_end(&mut stream).unwrap()),
+        }
+        assert!(!types(&stream).contains(&OFFER), "{options:?}");
+    }
+}
+
+/// A carrier that does `at` to the record LANES_DONE, which begins a piece of its own.
+fn at_lanes_done(at: impl Fn(Vec<u8>) -> Option<Vec<u8>> + Send + 'static) -> Carrier {
+    Box::new(move |bytes, _| {
+        let there = bytes.starts_with(&LANES_DONE.to_le_bytes());
+        if there { at(bytes.to_vec()) } else { Some(bytes.to_vec()) }
+    })
+}
+
+/// Both ends have failed, the guest is as it was but for being stopped, and no domain came out of it.
+fn assert_failed(trip: &Trip, guest: &Rc<RefCell<Guest>>, source: &str, target: &str) {
+    let (saved, restored) = (trip.saved.as_ref().unwrap_err(), trip.restored.as_ref().unwrap_err());
+    assert!(saved.to_string().contains(source), "{saved}, not {source}");
+    assert!(restored.to_string().contains(target), "{restored}, not {target}");
+    assert!(!trip.copy.finished && !guest.borrow().logging);
+}
+
+#[test]
+fn a_stream_that_breaks_behind_the_pages_is_failure_at_both_ends() {
+    let guest = Guest::new(300);
+    let mut journey = Journey::new(plan(Mode::Plain));
+    journey.carry = at_lanes_done(|_| None);
+    let trip = journey.go(&guest, &mut patient());
+    assert_failed(&trip, &guest, "", "");
+}
+
+#[test]
+fn lanes_that_were_tampered_with_are_refused() {
+    let guest = Guest::new(300);
+    let mut journey = Journey::new(plan(Mode::Plain));
+    journey.carry = at_lanes_done(|mut bytes| {
+        bytes[8 + 30] ^= 1;
+        Some(bytes)
+    });
+    let trip = journey.go(&guest, &mut patient());
+    assert_failed(&trip, &guest, "", "with other contents");
+}
+
+#[test]
+fn a_guest_that_does_not_suspend_itself_stays() {
+    let guest = Guest::new(300);
+    let mut toolstack = SimToolstack { instead: Some(Life::ShutDown(3)), ..patient() };
+    let trip = Journey::new(plan(Mode::Plain)).go(&guest, &mut toolstack);
+    assert_failed(&trip, &guest, "it has crashed", "");
+    let refused = Guest::new(300);
+    let mut toolstack = SimToolstack { refuse: true, ..patient() };
+    let trip = Journey::new(plan(Mode::Plain)).go(&refused, &mut toolstack);
+    assert_failed(&trip, &refused, "could not suspend the guest", "");
+}
+
+/// The target is told to stop in the middle of the pages.
+#[test]
+fn a_target_that_gives_up_is_heard() {
+    let guest = Guest::new(2000);
+    guest.borrow_mut().later = vec![(0..2000).collect(); 3];
+    let journey = Journey::new(plan(Mode::Plain));
+    let stop = journey.stop_target;
+    let mut toolstack = patient();
+    let mut waiting = toolstack.watch.take().unwrap();
+    toolstack.watch = Some(Box::new(move |event| {
+        if let Event::Phase(save::Phase::Suspend) = event {
+            stop.store(true, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        waiting(event);
+    }));
+    let trip = journey.go(&guest, &mut toolstack);
+    assert_failed(&trip, &guest, "cancelled", "cancelled");
+}
+
+/// A disk image whose block `n` is page `n` of no guest yet.
+fn image(path: &Path, blocks: u64) {
+    let mut bytes = Vec::new();
+    for block in 0..blocks {
+        bytes.extend(block_of(block).0);
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn block_of(block: u64) -> PageBuf {
+    let mut page = PageBuf::zeroed();
+    for (at, word) in (0..).zip(page.0.chunks_exact_mut(8)) {
+        word.copy_from_slice(&(block << 32 | at << 8 | 0xd1).to_le_bytes());
+    }
+    page
+}
+
+/// Pages that stand on the disk go by reference; those whose blocks were overwritten since the index was made are sent after
+/// all, and none is wrong.
+#[test]
+fn pages_that_stand_on_a_disk_are_loaded_from_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, indexes) = (directory.path().join("image"), directory.path().join("index"));
+    image(&path, 600);
+    let mut on = |_, _| true;
+    commands::build(&path, &indexes, &mut commands::Options { bytes_per_second: None, progress: &mut on })
+        .unwrap();
+    let guest = Guest::new(2000);
+    for block in 0..500 {
+        guest.borrow().memory.page(Pfn(1000 + block)).copy_from(&block_of(block));
+    }
+    // Behind the index's back.
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    for block in 100..140 {
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0x33; PAGE_BYTES], block * 4096).unwrap();
+    }
+    file.sync_all().unwrap();
+    let gone = DiskSpec { name: "xvdb".into(), path: directory.path().join("none"), writable: true };
+    let disk = DiskSpec { name: "xvda".into(), path, writable: true };
+    let plan = Plan { disks: vec![gone, disk], indexes, ..plan(Mode::Refer) };
+    let trip = Journey::new(plan).go(&guest, &mut patient());
+    let (saved, restored) = (trip.saved.unwrap(), trip.restored.unwrap());
+    assert_same(&guest, &trip.copy);
+    let ferried = saved.ferried.unwrap();
+    assert!(ferried.references >= 400 && ferried.refetched >= 40, "{ferried:?}");
+    assert!(restored.references >= 400 && ferried.disk_bytes >= 360 * 4096, "{restored:?}, {ferried:?}");
+    assert!(trip.notes.iter().any(|note| note.contains("disk xvdb is left out")), "{:?}", trip.notes);
+    assert_eq!(trip.target_notes, [""; 0]);
+}
