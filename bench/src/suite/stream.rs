@@ -48,7 +48,10 @@ impl Suite for Stream {
         let pairs = in_turns(
             context.runs,
             |_| ends.borrow_mut().copy(bare, false),
-            |_| Ok((ends.borrow_mut().copy(engine, false)?, ends.borrow_mut().copy(encrypted, false)?)),
+            |_| {
+                let mut ends = ends.borrow_mut();
+                Ok((ends.copy(engine, false)?, ends.copy(encrypted, false)?))
+            },
         )?;
         let triples: Vec<_> = pairs.into_iter().map(|(bare, (plain, tls))| (bare, plain, tls)).collect();
         let figure = |value: fn(&(Copied, Copied, Copied)) -> f64| {

@@ -43,6 +43,12 @@ const UNIT_MASK: u64 = (1 << 40) - 1;
 const UNUSED: u64 = 0;
 const DEAD: u64 = u64::MAX;
 
+/// The unit that an entry names. A word that names none (the table may be a file's) gives one that no disk has.
+#[inline]
+fn unit_of(word: u64) -> u64 {
+    (word & UNIT_MASK).wrapping_sub(1)
+}
+
 /// A hint as the table keeps it.
 #[derive(Clone, Copy)]
 struct Mark {
@@ -258,7 +264,7 @@ impl Table {
                 if word & !UNIT_MASK != wanted.high || word == UNUSED || word == DEAD {
                     continue;
                 }
-                let unit = (word & UNIT_MASK) - 1;
+                let unit = unit_of(word);
                 if self.tag(unit) != wanted.low {
                     continue;
                 }
@@ -318,7 +324,7 @@ impl Table {
                 ends |= word == UNUSED;
                 if word == UNUSED || word == DEAD {
                     free = free.or(Some(slot));
-                } else if word & !UNIT_MASK == wanted.high && self.tag((word & UNIT_MASK) - 1) == wanted.low {
+                } else if word & !UNIT_MASK == wanted.high && self.tag(unit_of(word)) == wanted.low {
                     places += 1;
                 }
             }
@@ -396,7 +402,7 @@ impl Table {
         self.entries.store(0, Ordering::Relaxed);
         let live = old.get().iter().map(|word| word.load(Ordering::Relaxed));
         for word in live.filter(|word| *word != UNUSED && *word != DEAD) {
-            let unit = (word & UNIT_MASK) - 1;
+            let unit = unit_of(word);
             let low = self.tag(unit);
             if low != 0 {
                 self.insert(unit, Mark { high: word & !UNIT_MASK, low });

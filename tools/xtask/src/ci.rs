@@ -5,7 +5,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{dependencies, lab_step, rules, run, setup, tests_step};
+use crate::{dependencies, fuzz, lab_step, rules, run, setup, tests_step};
+
+/// How the sentence of a step that did not run begins.
+pub(crate) const SKIPPED: &str = "SKIPPED: ";
 
 /// What a step does; the sentence it returns goes into its closing line.
 type Step = fn() -> Result<String>;
@@ -14,13 +17,14 @@ type Step = fn() -> Result<String>;
 pub(crate) fn run(no_install: bool, only: &[String]) -> Result<()> {
     let begun = Instant::now();
     let wanted = |name: &str| only.is_empty() || only.iter().any(|word| name.starts_with(word.as_str()));
-    let steps: [(&str, Step); 7] = [
+    let steps: [(&str, Step); 8] = [
         ("format", format),
         ("project rules", rules::run),
         ("dependencies", dependencies::run),
         ("lints", lints),
         ("documentation", documentation),
         ("command-line documentation", command_line),
+        ("fuzzers", fuzz::step),
         ("xen lab", if no_install { lab_step::leave_out } else { lab_step::run }),
     ];
     if let Some(word) = only.iter().find(|word| {
@@ -32,7 +36,7 @@ pub(crate) fn run(no_install: bool, only: &[String]) -> Result<()> {
     let mut left_out = Vec::new();
     for (name, step) in steps.into_iter().filter(|step| wanted(step.0)) {
         let said = section(name, step)?;
-        left_out.extend(said.strip_prefix(lab_step::SKIPPED).map(str::to_owned));
+        left_out.extend(said.strip_prefix(SKIPPED).map(str::to_owned));
     }
     if !wanted("tests") {
         return Ok(());

@@ -6,10 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::ci::SKIPPED;
 use crate::{run, setup};
 
-/// How the sentence of a step that did not run begins.
-pub(crate) const SKIPPED: &str = "SKIPPED: ";
 /// Memory two hosts and their surroundings take, in MiB.
 const MEMORY_MIB: u64 = 6500;
 

@@ -6,6 +6,7 @@
 
 mod ci;
 mod dependencies;
+mod fuzz;
 mod lab_step;
 mod lexer;
 mod mutants;
@@ -35,7 +36,7 @@ enum Command {
         #[arg(long)]
         no_install: bool,
         /// Only these steps, by the beginning of their names: format, project, dependencies, lints, documentation,
-        /// command-line, xen lab, tests
+        /// command-line, fuzzers, xen lab, tests
         #[arg(long, value_name = "STEP,...", value_delimiter = ',')]
         only: Vec<String>,
     },
@@ -44,6 +45,14 @@ enum Command {
         /// Arguments for the harness.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
+    },
+    /// Feeds every decoder of bytes from outside with what libFuzzer makes up; takes a nightly compiler and cargo-fuzz.
+    Fuzz {
+        /// Only the decoder of that name.
+        name: Option<String>,
+        /// How long each.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
     },
     /// Plants bugs that break the invariants, one at a time, in a copy of the tree: each must make its test fail.
     Mutants {
@@ -62,6 +71,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome: Result<()> = match Cli::parse().command {
         Command::Ci { no_install, only } => ci::run(no_install, &only),
+        Command::Fuzz { name, seconds } => fuzz::run(name.as_deref(), seconds),
         Command::Mutants { name } => mutants::run(name.as_deref()),
         Command::Bench { arguments } => {
             run::cargo(["run", "--release", "--quiet", "--package", "bench", "--"])
