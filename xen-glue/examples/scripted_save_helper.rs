@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mover::units::Pfn;
-use xen_glue::abi::DomainId;
+use xen_glue::abi::{DomainId, Scheduling};
 use xen_glue::helper::arguments::{Invocation, Job};
 use xen_glue::helper::{self, Engine, Failure, Level, Outcome, Session};
 use xen_glue::stream::{DomainHeader, GuestType, HvmParam, PageEntry, PageType, Reader, Record, Writer};
@@ -46,8 +46,12 @@ impl Engine for Scripted {
         })
     }
 
-    fn put_back(&self, domain: DomainId) -> Result<(), Failure> {
-        mark(&format!("put back {domain}"));
+    fn share(&self, _: DomainId) -> Option<Scheduling> {
+        Some(Scheduling { cap: 70, ..Scheduling::default() })
+    }
+
+    fn put_back(&self, domain: DomainId, share: Option<Scheduling>) -> Result<(), Failure> {
+        mark(&format!("put back {domain}, {} %", share.map_or(0, |share| share.cap)));
         Ok(())
     }
 }

@@ -12,6 +12,7 @@
 //!   lanes             PAGEFERRY_LANES              2: connections for pages
 //!   lanes_address     PAGEFERRY_LANES_ADDRESS      [] (the variable: with commas): where to listen for them, HOST or HOST:PORT;
 //!                                                  none is every address of this host
+//!   throttle          PAGEFERRY_THROTTLE           "off"; "auto": slow the guest down while it writes faster than that
 //! ```
 //!
 //! `PAGEFERRY_CONFIG` names another file. A setting that can't be read is an error, not a default: who has set a limit
@@ -74,6 +75,17 @@ pub enum ModeName {
     Refer,
 }
 
+/// Whether a guest may be slowed down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Throttle {
+    /// It keeps its speed.
+    #[default]
+    Off,
+    /// While it writes faster than the link carries.
+    Auto,
+}
+
 /// The settings.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
@@ -91,6 +103,8 @@ pub struct Settings {
     pub lanes: u8,
     /// Where to listen for those, `HOST` or `HOST:PORT`; none is everywhere.
     pub lanes_address: Vec<String>,
+    /// Whether to slow the guest down before it comes to that.
+    pub throttle: Throttle,
 }
 
 impl Default for Settings {
@@ -104,6 +118,7 @@ impl Default for Settings {
             mode: ModeName::default(),
             lanes: 2,
             lanes_address: Vec::new(),
+            throttle: Throttle::default(),
         }
     }
 }
@@ -149,6 +164,7 @@ struct File {
     mode: Option<ModeName>,
     lanes: Option<u32>,
     lanes_address: Option<Vec<String>>,
+    throttle: Option<Throttle>,
 }
 
 fn duration_field<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
@@ -227,6 +243,14 @@ fn addresses(found: Vec<String>) -> Result<Vec<String>, String> {
     }
 }
 
+fn throttle(text: &str) -> Result<Throttle, String> {
+    match text {
+        "off" => Ok(Throttle::Off),
+        "auto" => Ok(Throttle::Auto),
+        _ => Err(format!("`{text}` is neither off nor auto")),
+    }
+}
+
 impl Settings {
     /// When a save of a running domain stops it.
     #[must_use]
@@ -236,7 +260,7 @@ impl Settings {
             PolicyName::Pageferry => Policy::Predict(Wish {
                 max_downtime: self.max_downtime,
                 max_rounds: self.max_rounds,
-                throttle: false,
+                throttle: self.throttle == Throttle::Auto,
                 finish: self.on_no_convergence == OnNoConvergence::Finish,
             }),
         }
@@ -278,6 +302,7 @@ impl Settings {
                 text.split(',').filter(|part| !part.is_empty()).map(|part| part.trim().to_owned()).collect(),
             )
         })?;
+        take(&variable, "PAGEFERRY_THROTTLE", &mut settings.throttle, throttle)?;
         Ok(settings)
     }
 
@@ -300,6 +325,7 @@ impl Settings {
         if let Some(found) = file.lanes_address {
             self.lanes_address = addresses(found).map_err(|error| wrong(&error))?;
         }
+        self.throttle = file.throttle.unwrap_or(self.throttle);
         Ok(())
     }
 }
@@ -339,7 +365,7 @@ mod tests {
     fn the_file_goes_before_defaults_and_variables_before_the_file() {
         assert_eq!(load("", &[]), Ok(Settings::default()));
         let file = "policy = \"stock\"\nmax_downtime = \"1.5s\"\nmax_rounds = 9\non_no_convergence = \"abort\"\n\
-             mode = \"refer\"\nlanes = 4\nlanes_address = [\"10.0.0.1\", \"[fd00::1]:7000\"]\n";
+             mode = \"refer\"\nlanes = 4\nlanes_address = [\"10.0.0.1\", \"[fd00::1]:7000\"]\nthrottle = \"auto\"\n";
         let read = Settings {
             policy: PolicyName::Stock,
             max_downtime: Duration::from_millis(1500),
@@ -348,6 +374,7 @@ mod tests {
             mode: ModeName::Refer,
             lanes: 4,
             lanes_address: vec!["10.0.0.1".into(), "[fd00::1]:7000".into()],
+            throttle: Throttle::Auto,
         };
         assert_eq!(load(file, &[]), Ok(read));
         let variables = [
@@ -358,6 +385,7 @@ mod tests {
             ("PAGEFERRY_MODE", "plain"),
             ("PAGEFERRY_LANES", "16"),
             ("PAGEFERRY_LANES_ADDRESS", "host:1, 10.0.0.2"),
+            ("PAGEFERRY_THROTTLE", "off"),
         ];
         let set = Settings {
             policy: PolicyName::Pageferry,
@@ -367,6 +395,7 @@ mod tests {
             mode: ModeName::Plain,
             lanes: 16,
             lanes_address: vec!["host:1".into(), "10.0.0.2".into()],
+            throttle: Throttle::Off,
         };
         assert_eq!(load(file, &variables), Ok(set));
     }

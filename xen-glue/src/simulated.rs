@@ -65,6 +65,10 @@ pub(crate) struct Guest {
     pub(crate) logging: bool,
     /// How often the log was turned off.
     pub(crate) off: u32,
+    /// Percentages it was slowed down to, one after the other; 100 at the end of each slow spell.
+    pub(crate) speeds: Vec<u8>,
+    /// Whether it can be.
+    pub(crate) has_caps: bool,
     log: BTreeSet<u64>,
     versions: u64,
     /// Batches had.
@@ -87,6 +91,8 @@ impl Guest {
             life: Life::Running,
             logging: false,
             off: 0,
+            speeds: Vec::new(),
+            has_caps: true,
             log: BTreeSet::new(),
             versions: 0,
             batches: 0,
@@ -169,6 +175,22 @@ impl Source for SimSource {
         let mut guest = self.guest.borrow_mut();
         guest.logging = false;
         guest.off += 1;
+        Ok(())
+    }
+    fn slow_down(&mut self, percent: u8) -> Result<(), DomainError> {
+        let mut guest = self.guest.borrow_mut();
+        if guest.has_caps {
+            guest.speeds.push(percent);
+            return Ok(());
+        }
+        let refused = std::io::Error::from_raw_os_error(libc::EINVAL);
+        Err(DomainError::call("cap the processor time", crate::abi::DomainId(1), "")(refused))
+    }
+    fn full_speed(&mut self) -> Result<(), DomainError> {
+        let mut guest = self.guest.borrow_mut();
+        if guest.speeds.last().is_some_and(|speed| *speed != 100) {
+            guest.speeds.push(100);
+        }
         Ok(())
     }
     fn fetch(&mut self, pfns: &[u64], still: bool, batch: &mut Batch) -> Result<(), DomainError> {

@@ -372,7 +372,7 @@ fn a_worker_that_dies_is_cleaned_up_behind() {
     assert_eq!(heard.last(), Some(&complete(-1, 5)));
     assert!(heard.iter().any(|said| said.number == 1 && log_text(said).contains("ended unexpectedly")));
     assert_eq!(helper.ended().code(), Some(0));
-    assert!(helper.mark().contains("put back domain 7"), "{}", helper.mark());
+    assert!(helper.mark().contains("put back domain 7, 70 %"), "{}", helper.mark());
 }
 
 #[test]

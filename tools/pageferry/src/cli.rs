@@ -216,6 +216,16 @@ pub(crate) enum Throttle {
     Auto,
 }
 
+impl Throttle {
+    /// As settings call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Auto => "auto",
+        }
+    }
+}
+
 /// What to do with a guest that does not converge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum IfNotConverging {
@@ -498,6 +508,9 @@ pub(crate) struct XenMigrateArgs {
     /// What to do with a guest that writes faster than the link carries
     #[arg(long, value_name = "WHAT", value_enum)]
     pub(crate) if_not_converging: Option<IfNotConverging>,
+    /// Whether to cap the guest's processor time while it writes faster than the link carries
+    #[arg(long, value_name = "WHETHER", value_enum)]
+    pub(crate) throttle: Option<Throttle>,
     /// The save helper [default: the one beside this program]
     #[arg(long, value_name = "FILE")]
     pub(crate) helper: Option<PathBuf>,

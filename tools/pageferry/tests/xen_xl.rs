@@ -119,6 +119,8 @@ fn flags_become_the_helpers_settings() {
         "9",
         "--if-not-converging",
         "abort",
+        "--throttle",
+        "auto",
         "-v",
     ]);
     assert!(output.status.success(), "{}", said(&output));
@@ -128,6 +130,7 @@ fn flags_become_the_helpers_settings() {
         "PAGEFERRY_MAX_ROUNDS=9",
         "PAGEFERRY_ON_NO_CONVERGENCE=abort",
         "PAGEFERRY_POLICY=stock",
+        "PAGEFERRY_THROTTLE=auto",
         "<-vvv>",
         "<migrate>",
         "<-s>",

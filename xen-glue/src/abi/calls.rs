@@ -6,8 +6,8 @@ use std::io;
 use mover::units::{u64_of, usize_of};
 
 use super::domctl::{
-    AddressSize, CpuPolicyArg, ExtState, ExtVcpuContext, HvmContextArg, PageFrameInfo, ShadowControl,
-    TscInfo, VcpuContextArg, VcpuInfo, VcpuMsrs, command,
+    AddressSize, CpuPolicyArg, ExtState, ExtVcpuContext, HvmContextArg, PageFrameInfo, Scheduling,
+    ShadowControl, TscInfo, VcpuContextArg, VcpuInfo, VcpuMsrs, command,
 };
 use super::memory::{HvmParam, MachphysList, Reservation, hvm, hypercall, operation};
 use super::{CpuidLeaf, DomainId, HypercallBuffer, MmuextOp, MsrEntry, VcpuContext, VcpuMsr, Xen};
@@ -103,6 +103,25 @@ impl Xen {
     /// Takes one pause back.
     pub fn unpause(&mut self, domain: DomainId) -> io::Result<()> {
         plain_domctl!(self, command::UNPAUSE_DOMAIN, domain, &0u64).map(drop)
+    }
+
+    /// Its share of the processors. `EINVAL` where its scheduler knows no cap.
+    pub fn scheduling(&mut self, domain: DomainId) -> io::Result<Scheduling> {
+        let mut refused = io::Error::from_raw_os_error(libc::EINVAL);
+        for scheduler in Scheduling::WITH_CAP {
+            let argument = Scheduling { scheduler, operation: Scheduling::GET, ..Scheduling::default() };
+            match plain_domctl!(self, command::SCHEDULER_OP, domain, &argument) {
+                Ok((_, found)) => return Ok(found),
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused)
+    }
+    /// Sets it.
+    pub fn set_scheduling(&mut self, domain: DomainId, share: &Scheduling) -> io::Result<()> {
+        let argument = Scheduling { operation: Scheduling::PUT, ..*share };
+        plain_domctl!(self, command::SCHEDULER_OP, domain, &argument).map(drop)
     }
 
     /// The log of written pages: a bit a page into `bitmap`, which is left out where the operation reads nothing.

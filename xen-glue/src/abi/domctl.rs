@@ -18,6 +18,7 @@ pub(super) mod command {
     pub(in super::super) const SET_VCPU_CONTEXT: u32 = 12;
     pub(in super::super) const GET_VCPU_CONTEXT: u32 = 13;
     pub(in super::super) const GET_VCPU_INFO: u32 = 14;
+    pub(in super::super) const SCHEDULER_OP: u32 = 16;
     pub(in super::super) const GET_HVM_CONTEXT: u32 = 33;
     pub(in super::super) const SET_HVM_CONTEXT: u32 = 34;
     pub(in super::super) const GET_ADDRESS_SIZE: u32 = 36;
@@ -205,6 +206,32 @@ abi! {
         /// Zero.
         pad2: u32 = "" @ 20,
     }
+}
+
+abi! {
+    /// A domain's share of the processors (`XEN_DOMCTL_scheduler_op`), for the two credit schedulers, which lay it out
+    /// alike.
+    Scheduling = "struct xen_domctl_scheduler_op", 24 {
+        /// Which scheduler: `XEN_SCHEDULER_*`.
+        scheduler: u32 = "sched_id" @ 0,
+        /// `XEN_DOMCTL_SCHEDOP_*`.
+        operation: u32 = "cmd" @ 4,
+        /// Share in relation to others.
+        weight: u16 = "u.credit2.weight" @ 8,
+        /// Most processor time it gets, in percent of one processor; 0 is no limit.
+        cap: u16 = "u.credit2.cap" @ 10,
+        /// Zero.
+        pad: [u16; 6] = "" @ 12,
+    }
+}
+
+impl Scheduling {
+    /// `XEN_SCHEDULER_CREDIT2` and `XEN_SCHEDULER_CREDIT`: those that know a cap.
+    pub(super) const WITH_CAP: [u32; 2] = [6, 5];
+    /// `XEN_DOMCTL_SCHEDOP_putinfo`.
+    pub(super) const PUT: u32 = 0;
+    /// `XEN_DOMCTL_SCHEDOP_getinfo`.
+    pub(super) const GET: u32 = 1;
 }
 
 abi! {

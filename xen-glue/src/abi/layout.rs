@@ -78,6 +78,7 @@ pub const LAYOUTS: &[Layout] = &[
     domctl::ShadowControl::LAYOUT,
     domctl::VcpuContextArg::LAYOUT,
     domctl::VcpuInfo::LAYOUT,
+    domctl::Scheduling::LAYOUT,
     domctl::HvmContextArg::LAYOUT,
     domctl::AddressSize::LAYOUT,
     domctl::ExtVcpuContext::LAYOUT,

@@ -33,7 +33,7 @@ mod window;
 pub use buffer::HypercallBuffer;
 pub use calls::{PolicySizes, ShadowOp, ShadowStats};
 pub use device::Xen;
-pub use domctl::{CpuidLeaf, DomainInfo, ExtVcpuContext, MsrEntry, TscInfo, VcpuInfo, VcpuMsr};
+pub use domctl::{CpuidLeaf, DomainInfo, ExtVcpuContext, MsrEntry, Scheduling, TscInfo, VcpuInfo, VcpuMsr};
 pub use evtchn::EventChannels;
 pub use lane::{LaneWindow, Span};
 pub use layout::{LAYOUTS, Layout};

@@ -8,7 +8,7 @@ use mover::units::{u64_of, usize_of};
 use zerocopy::IntoBytes;
 
 use super::{DomainError, Life, LogRead};
-use crate::abi::{CpuidLeaf, DomainId, DomainInfo, HypercallBuffer, MsrEntry, ShadowOp, Xen};
+use crate::abi::{CpuidLeaf, DomainId, DomainInfo, HypercallBuffer, MsrEntry, Scheduling, ShadowOp, Xen};
 use crate::stream::TscInfo;
 
 /// What to do where nothing particular is known.
@@ -25,6 +25,8 @@ pub struct Domain {
     pub(super) info: DomainInfo,
     /// The log of written pages as the hypervisor fills it in; made when first needed.
     log: Option<HypercallBuffer>,
+    /// Its share of the processors, while it is slowed down.
+    share: Option<Scheduling>,
 }
 
 impl Domain {
@@ -35,7 +37,7 @@ impl Domain {
     pub fn open(id: DomainId) -> Result<Self, DomainError> {
         let mut xen = Xen::open().map_err(|source| DomainError::NoXen { source })?;
         let info = Self::info_of(&mut xen, id)?;
-        Ok(Self { xen, id, info, log: None })
+        Ok(Self { xen, id, info, log: None, share: None })
     }
 
     fn info_of(xen: &mut Xen, id: DomainId) -> Result<DomainInfo, DomainError> {
@@ -211,6 +213,41 @@ impl Domain {
             "The guest runs slower until it is off: pause and unpause it, or look at `xl dmesg`",
         )) {
             Ok(_) | Err(DomainError::Gone { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Caps the processor time it gets at `percent` of what it could have: of all its virtual CPUs, or of the cap it has.
+    pub(super) fn slow_down(&mut self, percent: u8) -> Result<(), DomainError> {
+        let id = self.id;
+        let remedy =
+            "Slowing a guest down takes a scheduler with caps, credit2 or credit (`xl info`, xen_scheduler)";
+        let fail = || DomainError::call("cap the processor time", id, remedy);
+        let share = match self.share {
+            Some(share) => share,
+            None => self.xen.scheduling(id).map_err(fail())?,
+        };
+        let processors = self.info()?.nr_online_vcpus;
+        let all = match u32::from(share.cap) {
+            0 => 100 * processors,
+            cap => cap.min(100 * processors),
+        };
+        let cap = u16::try_from((all * u32::from(percent) / 100).max(1)).unwrap_or(u16::MAX);
+        // Kept before the call: even a cap that half took hold is to be taken back.
+        self.share = Some(share);
+        self.xen.set_scheduling(id, &Scheduling { cap, ..share }).map_err(fail())
+    }
+
+    /// Gives it the share of the processors back that it had; nothing to do if it has it, or is gone.
+    pub(super) fn full_speed(&mut self) -> Result<(), DomainError> {
+        let Some(share) = self.share.take() else { return Ok(()) };
+        let remedy = "The guest is slower until its cap is taken back: `xl sched-credit2 -d DOMAIN -c 0`";
+        match self.xen.set_scheduling(self.id, &share).map_err(DomainError::call(
+            "take back the cap on the processor time",
+            self.id,
+            remedy,
+        )) {
+            Ok(()) | Err(DomainError::Gone { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }

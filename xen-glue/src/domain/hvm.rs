@@ -92,6 +92,12 @@ impl Source for HvmSource {
     fn log_off(&mut self) -> Result<(), DomainError> {
         self.domain.log_off()
     }
+    fn slow_down(&mut self, percent: u8) -> Result<(), DomainError> {
+        self.domain.slow_down(percent)
+    }
+    fn full_speed(&mut self) -> Result<(), DomainError> {
+        self.domain.full_speed()
+    }
     fn fetch(&mut self, pfns: &[u64], still: bool, batch: &mut Batch) -> Result<(), DomainError> {
         self.pages.ask(&mut self.domain, pfns)?;
         // Pages without contents need not be named: what is not populated on the target stays so.

@@ -77,7 +77,7 @@ impl Absent {
     }
 }
 
-/// A domain to be saved. Dropping it leaves nothing behind but what [`Self::log_on`] has turned on.
+/// A domain to be saved. Dropping it leaves nothing behind but what [`Self::log_on`] and [`Self::slow_down`] have done.
 pub trait Source {
     /// For the stream's header.
     fn header(&self) -> DomainHeader;
@@ -117,6 +117,16 @@ pub trait Source {
     /// # Errors
     /// The hypervisor refused.
     fn log_off(&mut self) -> Result<(), DomainError>;
+    /// Lets the running guest have only `percent` of its processor time, so that it writes less.
+    ///
+    /// # Errors
+    /// The hypervisor refused, or its scheduler can't; the guest may be slowed down or not.
+    fn slow_down(&mut self, percent: u8) -> Result<(), DomainError>;
+    /// Undoes that. On a domain that is not slowed down, or is gone, it does nothing.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn full_speed(&mut self) -> Result<(), DomainError>;
     /// Has the pages `pfns` ready, at most [`Self::batch_pages`] of them, instead of those before. `still` says that
     /// the guest has stopped: a page that can't be had then is an error.
     ///

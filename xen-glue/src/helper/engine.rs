@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::arguments::Invocation;
 use super::session::Session;
-use crate::abi::DomainId;
+use crate::abi::{DomainId, Scheduling};
 
 /// Saves and restores domains.
 pub trait Engine {
@@ -23,11 +23,16 @@ pub trait Engine {
         stop: &AtomicBool,
     ) -> Result<Outcome, Failure>;
 
-    /// Puts back what a worker that was killed while it saved `domain` has left behind: the log of written pages.
+    /// The share of the processors that `domain` has before it is saved, for [`Self::put_back`]; nothing where its
+    /// scheduler knows no cap, since nobody caps it there.
+    fn share(&self, domain: DomainId) -> Option<Scheduling>;
+
+    /// Puts back what a worker that was killed while it saved `domain` has left behind: the log of written pages, and a cap
+    /// in the place of `share`.
     ///
     /// # Errors
     /// It could not be put back.
-    fn put_back(&self, domain: DomainId) -> Result<(), Failure>;
+    fn put_back(&self, domain: DomainId, share: Option<Scheduling>) -> Result<(), Failure>;
 }
 
 /// What libxl is told of a restored guest; zeroes of a saved one.

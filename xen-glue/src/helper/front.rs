@@ -32,15 +32,19 @@ use super::arguments::{Invocation, Job};
 use super::engine::Engine;
 use super::messages::{COMPLETE, Level, Message, Note, Passed};
 use super::{ENDING, PROGRAM, WORKER_ARGUMENT, errno_of};
-use crate::abi::process;
+use crate::abi::{Scheduling, process};
 
 /// How long a worker may take to put everything back before it is killed.
 const CANCEL_MAX: Duration = Duration::from_secs(30);
 
 /// Does what libxl wants done; the exit code is for libxl.
 pub(crate) fn run(engine: &dyn Engine, invocation: &Invocation, arguments: &[OsString]) -> ExitCode {
+    let share = match invocation.job {
+        Job::Save { .. } => engine.share(invocation.domain),
+        Job::Restore { .. } => None,
+    };
     match Front::start(invocation, arguments) {
-        Ok(front) => front.serve(engine, invocation),
+        Ok(front) => front.serve(engine, invocation, share),
         Err(error) => {
             let text =
                 format!("cannot start a worker: {error}. Is /proc mounted, and is there room for a process?");
@@ -152,12 +156,13 @@ impl Front {
         })
     }
 
-    fn serve(mut self, engine: &dyn Engine, invocation: &Invocation) -> ExitCode {
+    /// `share` is the guest's share of the processors before the worker began.
+    fn serve(mut self, engine: &dyn Engine, invocation: &Invocation, share: Option<Scheduling>) -> ExitCode {
         while self.step() {}
         let status = self.worker.wait();
         let complete = match self.complete.take() {
             Some(complete) => complete,
-            None => self.worker_died(engine, invocation, status),
+            None => self.worker_died(engine, invocation, share, status),
         };
         let signal = i32::try_from(self.signal.load(Ordering::SeqCst)).unwrap_or_default();
         if signal != 0 && matches!(invocation.job, Job::Restore { .. }) {
@@ -254,12 +259,13 @@ impl Front {
         &self,
         engine: &dyn Engine,
         invocation: &Invocation,
+        share: Option<Scheduling>,
         status: io::Result<ExitStatus>,
     ) -> Vec<u8> {
         let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         log(Level::Error, &format!("the worker has ended unexpectedly ({how})"));
         if let Job::Save { .. } = invocation.job
-            && let Err(failure) = engine.put_back(invocation.domain)
+            && let Err(failure) = engine.put_back(invocation.domain, share)
         {
             log(Level::Error, &failure.message);
         } else if let Job::Restore { .. } = invocation.job

@@ -16,7 +16,7 @@ use super::engine::{Engine, Failure, Outcome};
 use super::errno_of;
 use super::messages::Level;
 use super::session::Session;
-use crate::abi::{DomainId, ShadowOp, Xen};
+use crate::abi::{DomainId, Scheduling, ShadowOp, Xen};
 use crate::ferry::{Ferried, Plan, attached};
 use crate::restore::{self, RestoreError, Wiring};
 use crate::save::{self, Options, SaveError};
@@ -48,14 +48,23 @@ impl Engine for Hypervisor {
         }
     }
 
-    fn put_back(&self, domain: DomainId) -> Result<(), Failure> {
-        let off = Xen::open().and_then(|mut xen| xen.log_dirty(domain, ShadowOp::Off, None).map(drop));
-        off.map_err(|error| Failure {
+    fn share(&self, domain: DomainId) -> Option<Scheduling> {
+        Xen::open().and_then(|mut xen| xen.scheduling(domain)).ok()
+    }
+
+    fn put_back(&self, domain: DomainId, share: Option<Scheduling>) -> Result<(), Failure> {
+        let failure = |error: io::Error, what: &str, remedy: &str| Failure {
             errno: error.raw_os_error().unwrap_or(errno_of(Errno::IO)),
-            message: format!(
-                "cannot end the log of written pages of {domain}: {error}. It goes on, slower than before; migrating \
-                 it again ends the log"
-            ),
+            message: format!("cannot {what} of {domain}: {error}. It goes on, slower than before; {remedy}"),
+        };
+        let mut xen = Xen::open().map_err(|error| failure(error, "put back the state", "run as root"))?;
+        let cap = share.map_or(Ok(()), |share| xen.set_scheduling(domain, &share));
+        let log = xen.log_dirty(domain, ShadowOp::Off, None);
+        log.map_err(|error| {
+            failure(error, "end the log of written pages", "migrating it again ends the log")
+        })?;
+        cap.map_err(|error| {
+            failure(error, "take back the cap on the processor time", "`xl sched-credit2 -d DOMAIN -c 0`")
         })
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct Save<'a, S: Source, T: Toolstack> {
     batch: Batch,
     logging: bool,
     device_logging: bool,
+    /// Percent of its processor time the guest gets; 0 if it can't be slowed down.
+    speed: u8,
     begun: Instant,
     pub(super) suspended_at: Option<Instant>,
     pub(super) summary: Summary,
@@ -69,6 +71,7 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
             batch: Batch::default(),
             logging: false,
             device_logging: false,
+            speed: 100,
             begun: Instant::now(),
             suspended_at: None,
             summary: Summary::default(),
@@ -157,8 +160,8 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
             let link_rate = f64_of(sent * PAGE_BYTES_U64) / begun.elapsed().as_secs_f64().max(1e-6);
             let rounds = self.summary.rounds;
             let waited = fitted_at.map_or(Duration::ZERO, |at: Instant| at.elapsed());
-            let seen =
-                Observation { rounds, dirty, dirty_before, link_rate, fixed: FIXED, speed: 100, waited };
+            let speed = self.speed;
+            let seen = Observation { rounds, dirty, dirty_before, link_rate, fixed: FIXED, speed, waited };
             let (rate, downtime) = (link_rate, seen.predicted());
             self.toolstack.report(&Event::Round { round: rounds, dirty, rate, downtime });
             match self.toolstack.judge(&seen, self.summary.pages) {
@@ -168,13 +171,28 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
                 None => match self.options.policy.decide(&seen) {
                     Decision::Stop => return Ok(()),
                     Decision::GiveUp => return Err(SaveError::NotConverging { rounds, dirty }),
-                    // Nothing slows a domain down yet, and no policy made here asks for it.
-                    Decision::Round | Decision::Throttle(_) => {}
+                    Decision::Throttle(percent) => self.slow_down(percent),
+                    Decision::Round => {}
                 },
             }
             fitted_at = fitted_at.or(self.options.policy.fits(&seen).then(Instant::now));
             dirty_before = Some(dirty);
         }
+    }
+
+    /// Slows the guest down, or notes that this can't be.
+    fn slow_down(&mut self, percent: u8) {
+        let told = match self.source.slow_down(percent) {
+            Ok(()) => {
+                self.speed = percent;
+                format!("the guest writes faster than the stream carries; it is slowed down to {percent} %")
+            }
+            Err(error) => {
+                self.speed = 0;
+                error.to_string()
+            }
+        };
+        self.toolstack.report(&Event::Note(&told));
     }
 
     fn start_logging(&mut self) -> Result<(), SaveError> {
@@ -277,6 +295,11 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
 
     /// Turns off what was turned on. Said, not returned: what the save has come to does not change.
     fn clean_up(&mut self) {
+        if std::mem::replace(&mut self.speed, 100) != 100
+            && let Err(error) = self.source.full_speed()
+        {
+            self.toolstack.report(&Event::Note(&error.to_string()));
+        }
         if std::mem::take(&mut self.logging)
             && let Err(error) = self.source.log_off()
         {

@@ -8,7 +8,9 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use mover::policy::Wish;
 use mover::units::{Pfn, u64_of};
 use proptest::prelude::*;
 
@@ -70,6 +72,34 @@ fn a_stopped_guest_is_restored_as_it_was() {
     let (restored, landed) = restore(&file, 3000);
     assert_eq!((restored.pages, restored.bytes), (2600, summary.bytes));
     assert_same(&guest, &landed);
+}
+
+/// A guest that writes everything again in each round.
+fn restless(throttle: bool) -> (Rc<RefCell<Guest>>, Options) {
+    let guest = Guest::new(640);
+    guest.borrow_mut().writes = vec![(0..640).collect(); 500];
+    let wish = Wish { max_downtime: Duration::ZERO, max_rounds: 12, throttle, finish: true };
+    (guest, Options { policy: Policy::Predict(wish), ..LIVE })
+}
+
+#[test]
+fn a_guest_that_does_not_converge_is_slowed_down_for_as_long_as_it_is_moved() {
+    let (guest, options) = restless(true);
+    save(&guest, &options);
+    let speeds = guest.borrow().speeds.clone();
+    assert!(speeds.len() > 3 && speeds.windows(2).rev().skip(1).all(|pair| pair[1] < pair[0]), "{speeds:?}");
+    assert_eq!(speeds.last(), Some(&100), "{speeds:?}");
+    let (guest, options) = restless(false);
+    save(&guest, &options);
+    assert!(guest.borrow().speeds.is_empty());
+}
+
+#[test]
+fn a_guest_that_cannot_be_slowed_down_is_moved_all_the_same() {
+    let (guest, options) = restless(true);
+    guest.borrow_mut().has_caps = false;
+    let (_, summary) = save(&guest, &options);
+    assert_eq!(summary.rounds, 12);
 }
 
 #[test]

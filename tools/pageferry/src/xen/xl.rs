@@ -123,6 +123,7 @@ fn variables(args: &XenMigrateArgs) -> Outcome<Vec<(&'static str, OsString)>> {
         ("PAGEFERRY_MAX_DOWNTIME", args.max_downtime.map(seconds)),
         ("PAGEFERRY_MAX_ROUNDS", args.max_rounds.map(|rounds| rounds.to_string())),
         ("PAGEFERRY_ON_NO_CONVERGENCE", args.if_not_converging.map(|what| what.name().to_owned())),
+        ("PAGEFERRY_THROTTLE", args.throttle.map(|whether| whether.name().to_owned())),
     ];
     let set: Vec<(&'static str, OsString)> =
         given.into_iter().filter_map(|(name, value)| Some((name, value?.into()))).collect();

@@ -138,6 +138,12 @@ impl Source for PvSource {
     fn log_off(&mut self) -> Result<(), DomainError> {
         self.domain.log_off()
     }
+    fn slow_down(&mut self, percent: u8) -> Result<(), DomainError> {
+        self.domain.slow_down(percent)
+    }
+    fn full_speed(&mut self) -> Result<(), DomainError> {
+        self.domain.full_speed()
+    }
     fn fetch(&mut self, pfns: &[u64], still: bool, batch: &mut Batch) -> Result<(), DomainError> {
         self.machine.clear();
         self.machine.extend(pfns.iter().map(|&pfn| self.frames.machine_frame(pfn)));
