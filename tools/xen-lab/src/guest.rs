@@ -128,12 +128,28 @@ impl Guest {
     pub fn create(&self, host: &Host) -> Result<Count> {
         let file = format!("/run/lab/{}.cfg", self.name);
         host.put(&file, self.configuration().as_bytes())?;
-        host.run(&format!("rm -f {CONSOLES}/guest-{0}.log {CONSOLES}/guest-{0}--incoming.log", self.name))?;
+        self.boots_by(host, &format!("xl create -q {file}"))
+    }
+
+    /// Creates it on `host` by this command and waits until it counts.
+    pub fn boots_by(&self, host: &Host, command: &str) -> Result<Count> {
+        self.forget_counts(host)?;
         wait::timed(&format!("{} boots on host {}", self.name, host.number()), || {
-            host.run(&format!("xl create -q {file}"))?;
-            let first = self.wait_count(host, Count::default(), wait::limit(START_SECONDS));
-            first.with_context(|| format!("{} does not come to counting", self.name))
+            host.run(command)?;
+            self.comes_up(host)
         })
+    }
+
+    /// Removes what it has said on `host`: what counts there from now on is another start of it.
+    pub fn forget_counts(&self, host: &Host) -> Result<()> {
+        host.run(&format!("rm -f {CONSOLES}/guest-{0}.log {CONSOLES}/guest-{0}--incoming.log", self.name))
+            .map(drop)
+    }
+
+    /// Waits until a guest that starts on `host` counts.
+    pub fn comes_up(&self, host: &Host) -> Result<Count> {
+        let first = self.wait_count(host, Count::default(), wait::limit(START_SECONDS));
+        first.with_context(|| format!("{} does not come to counting", self.name))
     }
 
     /// What its console on `host` says; nothing before its first count. An error if anything there is wrong.

@@ -20,6 +20,7 @@
 
 mod agent;
 pub mod cache;
+mod calls;
 pub mod cli;
 mod cpio;
 pub mod guest;

@@ -199,6 +199,11 @@ impl Lab {
         Ok(Report { source: sent, target: received?, elapsed })
     }
 
+    /// Forgets that one was held, before the next from `host` is to be.
+    pub fn hold_anew(&self, host: usize) -> Result<()> {
+        self.host(host).run("rm -f /run/lab/held /run/lab/released").map(drop)
+    }
+
     /// Waits until a migration from `host` is held.
     pub fn wait_held(&self, host: usize) -> Result<()> {
         wait::until("the stream to be held", wait::limit(120), Duration::from_millis(500), || {

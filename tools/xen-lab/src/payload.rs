@@ -120,6 +120,13 @@ pub(crate) fn workspace() -> Result<PathBuf> {
     Ok(here.ancestors().nth(2).context("the lab stands two directories below the root")?.to_path_buf())
 }
 
+/// The workspace's commit, and whether anything there differs from it: what results are of.
+pub(crate) fn commit() -> Result<String> {
+    let mut command = Command::new("git");
+    command.current_dir(workspace()?).args(["describe", "--always", "--dirty", "--exclude=*"]);
+    Ok(run::output(&mut command, Duration::from_secs(10))?.trim().to_owned())
+}
+
 /// Runs the workspace's cargo.
 fn cargo(arguments: &[&str], flags: Option<&str>) -> Result<()> {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

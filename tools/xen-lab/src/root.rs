@@ -24,7 +24,7 @@ const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(20 * 60);
 const IMAGE_MIB: u64 = 1400;
 
 /// Packages beyond the essential ones; `@` is Xen's version.
-const PACKAGES: [&str; 16] = [
+const PACKAGES: [&str; 18] = [
     "xen-utils-@",
     "xen-hypervisor-@-amd64",
     "xenstore-utils",
@@ -34,6 +34,8 @@ const PACKAGES: [&str; 16] = [
     "busybox-static",
     "iproute2",
     "kmod",
+    "libvirt-clients",
+    "libvirt-daemon-driver-xen",
     "mount",
     "procps",
     "python3-minimal",

@@ -1,5 +1,5 @@
-//! `xen-lab speed`: live migrations by our helper at both ends and by stock's, in turns, in one lab: how long they take, and
-//! what they cost the two dom0s. Under emulation only the ratios mean anything.
+//! `xen-lab speed`: live migrations by our helper at both ends and by stock's, in turns, in one lab: how long they take,
+//! what they cost the two dom0s, and how often they ask Xen. Under emulation only the ratios mean anything.
 
 use std::path::PathBuf;
 
@@ -8,6 +8,7 @@ use comfy_table::Table;
 use comfy_table::presets::ASCII_MARKDOWN;
 
 use crate::cache::Cache;
+use crate::calls::{self, Calls};
 use crate::guest::{Count, Guest, Kind};
 use crate::lab::Lab;
 use crate::moves::{Helper, Migration};
@@ -45,6 +46,7 @@ struct Row {
     zero_percent: u32,
     helper: Helper,
     taken: Vec<Taken>,
+    calls: Calls,
 }
 
 impl Order {
@@ -72,8 +74,12 @@ impl Order {
             };
             let created = guest.create(lab.host(1))?;
             let mut count = guest.verifies_once(lab.host(1), created)?;
-            let mut pair =
-                [Helper::Stock, Helper::Ours].map(|helper| Row { zero_percent, helper, taken: vec![] });
+            let mut pair = Vec::new();
+            for (helper, from) in [(Helper::Stock, 1), (Helper::Ours, 2)] {
+                let (calls, after) = calls::count(lab, &guest, from, count, helper)?;
+                pair.push(Row { zero_percent, helper, taken: vec![], calls });
+                count = after;
+            }
             for run in 0..self.runs {
                 // Neither has the better place in every run.
                 for at in if run % 2 == 0 { [0, 1] } else { [1, 0] } {
@@ -127,6 +133,11 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     f64::midpoint(values[low], values[high])
 }
 
+/// Calls of one migration, for each GiB of the guest's memory.
+fn per_gib(calls: u64) -> String {
+    (calls * 1024 / u64::from(GUEST_MIB)).to_string()
+}
+
 /// Rows come in pairs, stock before ours.
 fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
@@ -138,6 +149,8 @@ fn table(rows: &[Row]) -> String {
         "dom0s' CPU time",
         "times as fast",
         "CPU, of stock's",
+        "hypercalls a GiB",
+        "batches mapped a GiB",
     ]);
     for pair in rows.chunks(2) {
         let stock = &pair[0];
@@ -154,6 +167,8 @@ fn table(rows: &[Row]) -> String {
                 format!("{cpu:.1} s"),
                 format!("{:.2}", 1.0 / of(|taken| taken.seconds)),
                 format!("{:.2}", of(|taken| taken.cpu)),
+                per_gib(row.calls.hypercalls),
+                per_gib(row.calls.batches),
             ]);
         }
     }

@@ -15,9 +15,40 @@ use crate::wait;
 const PAGE_DATA: u32 = 1;
 const X86_TSC_INFO: u32 = 8;
 
-/// Early: before any page. Middle: among the pages of the first pass. Late: when the guest is suspended.
-const SPOTS: [(&str, Spot); 3] =
-    [("early", Spot::Type(PAGE_DATA)), ("middle", Spot::Number(12)), ("late", Spot::Type(X86_TSC_INFO))];
+/// Before any page; among the pages of the first pass; when the guest is suspended.
+const EARLY: Spot = Spot::Type(PAGE_DATA);
+const MIDDLE: Spot = Spot::Number(12);
+const LATE: Spot = Spot::Type(X86_TSC_INFO);
+
+/// What can happen to a migration so that it fails and the guest goes on where it is.
+#[derive(Clone, Copy)]
+enum Trouble {
+    /// The stream is spoiled there.
+    Stream(Spot, Fault),
+    /// The wire is dead from the middle of the first pass on; the transport notices after a while.
+    WireCut,
+    /// While the stream is held, the process on this host whose command line is like that is killed.
+    Killed(usize, &'static str),
+}
+
+const TROUBLES: [(&str, Trouble); 10] = [
+    ("cut-early", Trouble::Stream(EARLY, Fault::Cut)),
+    ("cut-middle", Trouble::Stream(MIDDLE, Fault::Cut)),
+    ("cut-late", Trouble::Stream(LATE, Fault::Cut)),
+    ("garbled-early", Trouble::Stream(EARLY, Fault::Garble)),
+    ("garbled-middle", Trouble::Stream(MIDDLE, Fault::Garble)),
+    ("garbled-late", Trouble::Stream(LATE, Fault::Garble)),
+    ("wire-cut", Trouble::WireCut),
+    ("receiver-killed", Trouble::Killed(2, "save-helper --restore-domai[n]")),
+    ("sender-killed", Trouble::Killed(1, "save-helper --save-domai[n]")),
+    // Ours alone has one, behind the helper that libxl knows.
+    ("worker-killed", Trouble::Killed(1, "save-helper --worke[r]")),
+];
+/// Of those, the ones that the short tier has one by one.
+const SHORT: [&str; 2] = ["cut-middle", "receiver-killed"];
+
+/// The key that has a guest's kernel reboot (Documentation/admin-guide/sysrq.rst of Linux).
+const REBOOT: char = 'b';
 
 pub(super) fn tests(pair: Pair) -> Vec<Test> {
     let mut tests = Vec::new();
@@ -26,24 +57,25 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
         [("stock", Helper::Stock, Needs::Nothing), ("drop-in", Helper::Ours, Needs::Helper)]
     {
         let mut add = |what: String, tier: Tier, body: Body| {
-            let tier = if helper == Helper::Stock { Tier::Full } else { tier };
+            let tier = if helper == Helper::Stock { Tier::All } else { tier };
             tests.push(Test::new(pair, &format!("{group}/{what}"), tier, needs, body));
         };
-        for (place, spot) in SPOTS {
-            let tier = if place == "middle" { Tier::Ci } else { Tier::Full };
-            add(format!("cut-{place}"), tier, Box::new(move |lab| spoiled(lab, helper, spot, Fault::Cut)));
-            let garbled = move |lab: &Lab| spoiled(lab, helper, spot, Fault::Garble);
-            add(format!("garbled-{place}"), Tier::Full, Box::new(garbled));
+        for (what, trouble) in TROUBLES {
+            if helper == Helper::Ours || what != "worker-killed" {
+                let tier = if SHORT.contains(&what) { Tier::Ci } else { Tier::All };
+                add(what.to_owned(), tier, Box::new(move |lab| strikes(lab, helper, &[(what, trouble)])));
+            }
         }
-        add("wire-cut".into(), Tier::Full, Box::new(move |lab| wire_cut(lab, helper)));
-        add("receiver-killed".into(), Tier::Ci, Box::new(move |lab| receiver_killed(lab, helper)));
-        add("sender-killed".into(), Tier::Full, Box::new(move |lab| sender_killed(lab, helper)));
         // A PV guest is powered off: a PVH one says `Power down` and spins, its domain never ends.
         for (what, kind, key) in
-            [("crashes", Kind::Pvh, 'c'), ("reboots", Kind::Pvh, 'b'), ("powers-off", Kind::Pv, 'o')]
+            [("crashes", Kind::Pvh, 'c'), ("reboots", Kind::Pvh, REBOOT), ("powers-off", Kind::Pv, 'o')]
         {
             let body = move |lab: &Lab| guest_ends(lab, helper, kind, key);
             add(format!("guest-{what}"), Tier::Full, Box::new(body));
+        }
+        if helper == Helper::Ours {
+            add("cut-late-while-slowed-down".into(), Tier::Full, Box::new(slowed_down));
+            add("every-trouble".into(), Tier::Full, Box::new(|lab| strikes(lab, Helper::Ours, &TROUBLES)));
         }
         add("guest-balloons".into(), Tier::Full, Box::new(move |lab| guest_balloons(lab, helper)));
         add("no-disk-at-target".into(), Tier::Full, Box::new(move |lab| no_disk(lab, helper)));
@@ -59,7 +91,7 @@ fn begin(lab: &Lab) -> Result<(Guest, Count)> {
 }
 
 /// The migration failed with words, the guest goes on on host 1, every page of it right, and nothing is left of the attempt.
-fn goes_on(lab: &Lab, guest: &Guest, before: Count, helper: Helper, report: &Report) -> Result<()> {
+fn goes_on(lab: &Lab, guest: &Guest, before: Count, helper: Helper, report: &Report) -> Result<Count> {
     if report.source.code == 0 {
         bail!("the migration should have failed, and xl says it did not:\n{}", report.text());
     }
@@ -69,19 +101,61 @@ fn goes_on(lab: &Lab, guest: &Guest, before: Count, helper: Helper, report: &Rep
     let after = guest.counts_on(lab.host(1), before);
     let after = after.with_context(|| format!("it should go on on the source:\n{}", report.text()))?;
     left::nothing(lab, helper).with_context(|| format!("of the migration was said:\n{}", report.text()))?;
-    guest.verifies_all(lab.host(1), after)?;
+    guest.verifies_all(lab.host(1), after)
+}
+
+/// One guest goes through these, one after the other, and goes on each time.
+fn strikes(lab: &Lab, helper: Helper, troubles: &[(&str, Trouble)]) -> Result<()> {
+    let (guest, mut count) = begin(lab)?;
+    for (what, trouble) in troubles {
+        let struck = trouble.strike(lab, &guest, helper);
+        let gone_on = struck.and_then(|report| goes_on(lab, &guest, count, helper, &report));
+        count = gone_on.with_context(|| format!("{what}, {helper}"))?;
+    }
     guest.destroy(lab.host(1))
 }
 
-fn spoiled(lab: &Lab, helper: Helper, spot: Spot, fault: Fault) -> Result<()> {
-    let (guest, before) = begin(lab)?;
-    let report = lab.try_migrate(&guest, 1, &Migration::new(helper, helper).with_fault(spot, fault))?;
-    goes_on(lab, &guest, before, helper, &report)
+impl Trouble {
+    /// Migrates `guest` from host 1, into this.
+    fn strike(self, lab: &Lab, guest: &Guest, helper: Helper) -> Result<Report> {
+        match self {
+            Self::Stream(spot, fault) => {
+                lab.try_migrate(guest, 1, &Migration::new(helper, helper).with_fault(spot, fault))
+            }
+            Self::WireCut => wire_cut(lab, guest, helper),
+            Self::Killed(host, like) => {
+                held(lab, guest, helper, || lab.host(host).run(&format!("pkill -9 -f '{like}'")).map(drop))
+            }
+        }
+    }
+}
+
+/// A guest that writes faster than the wire carries is slowed down; after the failure it has all its processor time again.
+fn slowed_down(lab: &Lab) -> Result<()> {
+    let guest =
+        Guest { memory_mib: 192, checked_mib: 64, dirty_per_second: 20_000, ..Guest::small(Kind::Pvh) };
+    let created = guest.create(lab.host(1))?;
+    // It rewrites pages only when all are filled.
+    let before = guest.verifies_once(lab.host(1), created)?;
+    let environment = "PAGEFERRY_THROTTLE=auto PAGEFERRY_MAX_DOWNTIME=60ms".to_owned();
+    let migration = Migration { environment, ..Migration::new(Helper::Ours, Helper::Ours) };
+    let report = lab.try_migrate(&guest, 1, &migration.with_fault(LATE, Fault::Cut))?;
+    if !report.source.text().contains("slowed down to") {
+        bail!("nothing shows that it was slowed down:\n{}", report.text());
+    }
+    // The heading, then name, number, weight, cap.
+    let said = lab.host(1).run(&format!("xl sched-credit2 -d {} | awk 'END {{ print $4 }}'", guest.name))?;
+    if said.trim() != "0" {
+        bail!("its cap is {} %, not 0, after:\n{}", said.trim(), report.text());
+    }
+    goes_on(lab, &guest, before, Helper::Ours, &report)?;
+    guest.destroy(lab.host(1))
 }
 
 /// Runs a migration that is held among the pages of the first pass while `meanwhile` happens, then released.
 fn held(lab: &Lab, guest: &Guest, helper: Helper, meanwhile: impl FnOnce() -> Result<()>) -> Result<Report> {
-    let migration = Migration::new(helper, helper).with_fault(Spot::Number(12), Fault::Hold);
+    let migration = Migration::new(helper, helper).with_fault(MIDDLE, Fault::Hold);
+    lab.hold_anew(1)?;
     std::thread::scope(|scope| {
         let moving = scope.spawn(|| lab.try_migrate(guest, 1, &migration));
         let happened = lab.wait_held(1).and_then(|()| meanwhile());
@@ -93,11 +167,10 @@ fn held(lab: &Lab, guest: &Guest, helper: Helper, meanwhile: impl FnOnce() -> Re
     })
 }
 
-/// The wire is dead from the middle of the first pass on; the transport notices after a while.
-fn wire_cut(lab: &Lab, helper: Helper) -> Result<()> {
-    let (guest, before) = begin(lab)?;
-    let report = std::thread::scope(|scope| {
-        let moving = scope.spawn(|| lab.try_migrate(&guest, 1, &Migration::new(helper, helper)));
+/// Runs a migration whose wire dies as soon as records have come.
+fn wire_cut(lab: &Lab, guest: &Guest, helper: Helper) -> Result<Report> {
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(|| lab.try_migrate(guest, 1, &Migration::new(helper, helper)));
         // The target's domain stands: records have come.
         let host = lab.host(2);
         let begun = wait::until("records to come", wait::limit(120), Duration::from_millis(300), || {
@@ -108,24 +181,7 @@ fn wire_cut(lab: &Lab, helper: Helper) -> Result<()> {
         let report = moving.join().map_err(|_| anyhow::anyhow!("the migration's thread died"))?;
         lab.set_wire(true)?;
         cut.and(report)
-    })?;
-    goes_on(lab, &guest, before, helper, &report)
-}
-
-/// The receiving helper is killed while the stream is held.
-fn receiver_killed(lab: &Lab, helper: Helper) -> Result<()> {
-    let (guest, before) = begin(lab)?;
-    let kill = || lab.host(2).run("pkill -9 -f 'save-helper --restore-domai[n]'").map(drop);
-    let report = held(lab, &guest, helper, kill)?;
-    goes_on(lab, &guest, before, helper, &report)
-}
-
-/// The sending helper is killed: what it was in the middle of is undone all the same.
-fn sender_killed(lab: &Lab, helper: Helper) -> Result<()> {
-    let (guest, before) = begin(lab)?;
-    let kill = || lab.host(1).run("pkill -9 -f 'save-helper --save-domai[n]'").map(drop);
-    let report = held(lab, &guest, helper, kill)?;
-    goes_on(lab, &guest, before, helper, &report)
+    })
 }
 
 /// The guest ends meanwhile, by this key of its kernel's: xl says that it can't be migrated, and nothing arrives.
@@ -134,6 +190,7 @@ fn guest_ends(lab: &Lab, helper: Helper, kind: Kind, key: char) -> Result<()> {
     guest.create(lab.host(1))?;
     let domain = guest.domain(lab.host(1))?;
     let end = || {
+        guest.forget_counts(lab.host(1))?;
         lab.host(1).run(&format!("xl sysrq {} {key}", guest.name))?;
         wait::until("the guest to end", wait::limit(60), Duration::from_millis(500), || {
             let list = lab.host(1).run("xl list")?;
@@ -153,6 +210,9 @@ fn guest_ends(lab: &Lab, helper: Helper, kind: Kind, key: char) -> Result<()> {
         bail!("a domain {domain} stands on the target:\n{}", report.text());
     }
     // What is left of it where it was is as its configuration says: preserved, started again, or nothing.
+    if key == REBOOT {
+        guest.comes_up(lab.host(1)).context("it should have started again")?;
+    }
     if guest.domain(lab.host(1))?.is_some() {
         guest.destroy(lab.host(1))?;
     }
@@ -180,7 +240,8 @@ fn no_disk(lab: &Lab, helper: Helper) -> Result<()> {
     let guest = Guest { disk: Some("/dev/lun-of-host1".into()), ..Guest::small(Kind::Pvh) };
     let before = guest.create(lab.host(1))?;
     let report = lab.try_migrate(&guest, 1, &Migration::new(helper, helper))?;
-    goes_on(lab, &guest, before, helper, &report)
+    goes_on(lab, &guest, before, helper, &report)?;
+    guest.destroy(lab.host(1))
 }
 
 /// Another guest has the target's memory.
@@ -194,5 +255,6 @@ fn no_memory(lab: &Lab, helper: Helper) -> Result<()> {
     let before = guest.create(lab.host(1))?;
     let report = lab.try_migrate(&guest, 1, &Migration::new(helper, helper))?;
     other.destroy(lab.host(2))?;
-    goes_on(lab, &guest, before, helper, &report)
+    goes_on(lab, &guest, before, helper, &report)?;
+    guest.destroy(lab.host(1))
 }

@@ -1,5 +1,5 @@
 //! Tests of what stands beside the drop-in: `libpageferry_xen.so` under Xen's own save helper, which calls the two functions it
-//! has, and `pageferry xen`, which runs xl with our helper below.
+//! has, and `pageferry xen`, which runs xl with our helper below or puts it where every xl finds it.
 
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
     let mut tests = vec![
         Test::new(pair, "library/tour-pvh", Tier::Full, Needs::Library, |lab| under_stock(lab, Kind::Pvh)),
         Test::new(pair, "program/tour-pvh", Tier::Full, Needs::Program, program),
+        Test::new(pair, "program/installed", Tier::Full, Needs::Program, installed),
     ];
     if pair.migrates_live(Kind::Pv) {
         tests.push(Test::new(pair, "library/tour-pv", Tier::Full, Needs::Library, |lab| {
@@ -67,6 +68,38 @@ fn refuses_as_ours(host: &Host, command: &str, words: &str) -> Result<()> {
         bail!("`{command}` was to fail with `{words}`, and ended with {}:\n{}", said.code, said.text());
     }
     Ok(())
+}
+
+/// Installed, an xl that knows nothing of it uses ours; uninstalled, Xen's own, to the byte. Either twice is no error.
+fn installed(lab: &Lab) -> Result<()> {
+    let (host, guest) = (lab.host(1), Guest::small(Kind::Pvh));
+    let digest = || host.run("sha256sum < $(readlink -f /usr/lib/xen-4.*/bin/libxl-save-helper)");
+    let stock = digest()?;
+    let before = guest.create(host)?;
+    let travelled = (|| {
+        for _ in 0..2 {
+            host.run(&format!("{PROGRAM} xen install"))?;
+        }
+        let saved = host.run_within(&format!("xl -vvv save {} {FILE} 2>&1", guest.name), wait::limit(300))?;
+        let restored = host.run_within(&format!("xl -vvv restore {FILE} 2>&1"), wait::limit(300))?;
+        for (done, words) in [("saves", saved), ("restores", restored)] {
+            if !words.contains("pageferry-save-helper: debug: starting") {
+                bail!("an xl that {done} does not use what was installed:\n{words}");
+            }
+        }
+        guest.counts_on(host, before)
+    })();
+    for _ in 0..2 {
+        host.run(&format!("{PROGRAM} xen uninstall"))?;
+    }
+    let restored = travelled?;
+    if digest()? != stock || !host.run("dpkg-divert --list '*save-helper*'")?.is_empty() {
+        bail!("uninstalled, Xen's own helper is not what and where it was");
+    }
+    moves::save(&guest, host, FILE, Helper::Stock)?;
+    let after = moves::restore(&guest, host, FILE, restored, Helper::Stock)?;
+    guest.verifies_all(host, after)?;
+    guest.destroy(host)
 }
 
 /// One guest through `pageferry xen save`, `restore` and `migrate`, and what the last one says of a guest that is not there.

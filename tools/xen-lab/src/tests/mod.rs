@@ -5,6 +5,7 @@ mod faults;
 mod ferry;
 mod left;
 mod library;
+mod libvirt;
 pub(crate) mod runner;
 mod stock;
 
@@ -21,8 +22,10 @@ use crate::spec::HostSpec;
 pub enum Tier {
     /// What fits into 22 minutes with building everything, on two cores.
     Ci,
-    /// All of it.
+    /// The whole proof, each way a guest can take once.
     Full,
+    /// Each way by itself as well, and by stock's helpers: to see where something goes wrong, and whether it does without us.
+    All,
 }
 
 /// A pair of hosts tests run on.
@@ -66,7 +69,12 @@ impl Pair {
         kind != Kind::Pv || self == Self::BookwormFull
     }
 
-    /// Whether what goes wrong is tried on it too: once is enough, it is slow.
+    /// Whether a guest can go back to where it came from: an older Xen does not take a newer one's.
+    fn goes_back(self) -> bool {
+        self != Self::Upgrade
+    }
+
+    /// Whether what goes wrong is tried on it too, and what does not depend on the hypervisor: once is enough, it is slow.
     fn is_broad(self) -> bool {
         self == Self::BookwormFull
     }
@@ -131,10 +139,14 @@ impl Test {
 /// Every test, in the order in which they run.
 fn all() -> Vec<Test> {
     let of = |pair: Pair| {
-        let faults = if pair.is_broad() { faults::tests(pair) } else { vec![] };
-        [stock::tests(pair), dropin::tests(pair), ferry::tests(pair), library::tests(pair), faults]
+        let broad = if pair.is_broad() {
+            [library::tests(pair), libvirt::tests(pair), faults::tests(pair)]
+        } else {
+            [const { vec![] }; 3]
+        };
+        [stock::tests(pair), dropin::tests(pair), ferry::tests(pair)].into_iter().chain(broad)
     };
-    Pair::ALL.into_iter().flat_map(|pair| of(pair).into_iter().flatten()).collect()
+    Pair::ALL.into_iter().flat_map(|pair| of(pair).flatten()).collect()
 }
 
 #[cfg(test)]

@@ -249,6 +249,9 @@ fn report(lines: &[Line]) -> bool {
         table.add_row([line.name.clone(), outcome.to_owned(), format!("{:.1}", line.elapsed.as_secs_f64())]);
     }
     println!("{table}");
+    if let Ok(commit) = payload::commit() {
+        println!("commit {commit}");
+    }
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     failed == 0 && passed > 0
 }

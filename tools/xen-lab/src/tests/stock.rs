@@ -12,14 +12,14 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
     let mut tests = Vec::new();
     for kind in Kind::ALL {
         let what = format!("stock/save-restore-{kind}");
-        tests.push(Test::new(pair, &what, Tier::Full, Needs::Nothing, move |lab| save_restore(lab, kind)));
+        tests.push(Test::new(pair, &what, Tier::All, Needs::Nothing, move |lab| save_restore(lab, kind)));
         if pair.migrates_live(kind) {
             let what = format!("stock/migrate-{kind}");
-            tests.push(Test::new(pair, &what, Tier::Full, Needs::Nothing, move |lab| migrate(lab, kind)));
+            tests.push(Test::new(pair, &what, Tier::All, Needs::Nothing, move |lab| migrate(lab, kind)));
         }
     }
     let verified = |lab: &Lab| super::dropin::verified(lab, Helper::Stock);
-    tests.push(Test::new(pair, "stock/migrate-pvh-verified", Tier::Full, Needs::Nothing, verified));
+    tests.push(Test::new(pair, "stock/migrate-pvh-verified", Tier::All, Needs::Nothing, verified));
     tests
 }
 
