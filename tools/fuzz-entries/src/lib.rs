@@ -102,7 +102,9 @@ pub fn message(bytes: &[u8]) {
     }
     let again = message.encode();
     assert_eq!(again[..control::HEADER_BYTES], first[..], "{}", message.name());
-    assert_eq!(again[control::HEADER_BYTES..], body[..], "{}", message.name());
+    // A newer peer's class of error, unknown here, is read as "internal".
+    let from = usize::from(matches!(message, Message::Abort(mover::ExitClass::Internal, _)));
+    assert_eq!(again[control::HEADER_BYTES + from..], body[from..], "{}", message.name());
 }
 
 /// A token's word.
