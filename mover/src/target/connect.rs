@@ -194,26 +194,32 @@ impl Door {
         while !self.closed.load(SeqCst) {
             let heard = self.expected.heard();
             if !self.expects_someone() {
-                self.show_strangers_out(acceptor, around)?;
+                self.show_strangers_out(acceptor, around, runtime, ring)?;
                 runtime.wait(&self.expected, heard, GLANCE);
                 continue;
             }
             let caller = acceptor.caller(&self.session, GLANCE)?;
             tell_turned_away(acceptor, around);
-            let Some(Caller { mut connection, hello }) = caller else { continue };
-            match self.admit(&mut connection, &hello) {
-                Ok(Purpose::Lane(number)) => {
-                    // At most one a bit, so there is room.
-                    let _ = self.new_lanes.push((number, connection));
-                }
-                Ok(_) => {
-                    self.resumed.force_push(connection);
-                }
-                Err(why) => notice(around, format!("turned away {}: {why}", connection.peer)),
+            if let Some(caller) = caller {
+                self.receive(caller, around);
+                runtime.ring(ring);
             }
-            runtime.ring(ring);
         }
         Ok(())
+    }
+
+    /// Lets a caller in, or turns it away.
+    fn receive(&self, Caller { mut connection, hello }: Caller, around: &Surroundings) {
+        match self.admit(&mut connection, &hello) {
+            Ok(Purpose::Lane(number)) => {
+                // At most one a bit, so there is room.
+                let _ = self.new_lanes.push((number, connection));
+            }
+            Ok(_) => {
+                self.resumed.force_push(connection);
+            }
+            Err(why) => notice(around, format!("turned away {}: {why}", connection.peer)),
+        }
     }
 
     /// Whether there is a lane to come, or the source may come again.
@@ -221,16 +227,19 @@ impl Door {
         self.lanes.load(SeqCst) != 0 || self.resumable.load(SeqCst)
     }
 
-    /// Nobody is expected: turns a few away.
-    fn show_strangers_out(&self, acceptor: &mut dyn Acceptor, around: &Surroundings) -> Result<(), Error> {
+    /// Nobody is expected: turns a few away. Somebody may be expected from the next moment on, so that one of them may be
+    /// whom to let in.
+    fn show_strangers_out(
+        &self,
+        acceptor: &mut dyn Acceptor,
+        around: &Surroundings,
+        runtime: &dyn Runtime,
+        ring: &Bell,
+    ) -> Result<(), Error> {
         for _ in 0..STRANGERS_AT_ONCE {
-            let Some(Caller { mut connection, hello }) = acceptor.caller(&self.session, Duration::ZERO)?
-            else {
-                break;
-            };
-            if let Err(why) = self.admit(&mut connection, &hello) {
-                notice(around, format!("turned away {}: {why}", connection.peer));
-            }
+            let Some(caller) = acceptor.caller(&self.session, Duration::ZERO)? else { break };
+            self.receive(caller, around);
+            runtime.ring(ring);
         }
         tell_turned_away(acceptor, around);
         Ok(())
@@ -260,5 +269,83 @@ impl Door {
     fn take_lane(&self, number: u8) -> bool {
         let bit = 1u32.checked_shl(number.into()).unwrap_or(0);
         bit != 0 && self.lanes.fetch_and(!bit, SeqCst) & bit != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::NetError;
+    use crate::memory::GuestPage;
+    use crate::net::{HangUp, Receiver, SendPath, Sender};
+    use crate::report::Observer;
+    use crate::runtime::Threads;
+
+    struct Nothing;
+
+    impl Sender for Nothing {
+        fn send(&mut self, _: &[u8], _: &[GuestPage<'_>]) -> Result<(), NetError> {
+            Ok(())
+        }
+        fn backlog_bytes(&self) -> u64 {
+            0
+        }
+        fn path(&self) -> SendPath {
+            SendPath::Copy
+        }
+    }
+    impl Receiver for Nothing {
+        fn recv(&mut self, _: &mut [u8]) -> Result<(), NetError> {
+            Err(NetError::HungUp)
+        }
+        fn recv_pages(&mut self, _: &[GuestPage<'_>]) -> Result<(), NetError> {
+            Err(NetError::HungUp)
+        }
+        fn set_patience(&mut self, _: Option<Duration>) {}
+    }
+    impl HangUp for Nothing {
+        fn hang_up(&self) {}
+    }
+    impl Observer for Nothing {
+        fn event(&self, event: Event) {
+            panic!("{event:?}");
+        }
+    }
+
+    /// A lane that calls just when lanes begin to be expected, while the door was looking at strangers still.
+    struct Prompt {
+        door: Arc<Door>,
+        runtime: Arc<Threads>,
+        called: bool,
+    }
+
+    impl Acceptor for Prompt {
+        fn caller(&mut self, secret: &Secret, _: Duration) -> Result<Option<Caller>, NetError> {
+            if std::mem::replace(&mut self.called, true) {
+                self.door.closed.store(true, SeqCst);
+                return Ok(None);
+            }
+            assert!(!self.door.expects_someone());
+            self.door.expect_lanes(1, &*self.runtime);
+            let hello = Hello::new(Purpose::Lane(0), MigrationId([1; 16]), secret.clone()).encode();
+            let (sender, receiver) = (Box::new(Nothing), Box::new(Nothing));
+            let connection =
+                Connection { peer: "the source".into(), sender, receiver, hang_up: Arc::new(Nothing) };
+            Ok(Some(Caller { connection, hello }))
+        }
+    }
+
+    #[test]
+    fn a_lane_that_comes_while_strangers_are_shown_out_is_kept() {
+        let door = Arc::new(Door::new(MigrationId([1; 16]), Secret([2; 32])));
+        let runtime = Arc::new(Threads::new());
+        let around = Surroundings {
+            runtime: Arc::<Threads>::clone(&runtime),
+            observer: Arc::new(Nothing),
+            cancel: Arc::default(),
+        };
+        let mut acceptor = Prompt { door: Arc::clone(&door), runtime: Arc::clone(&runtime), called: false };
+        door.keep(&mut acceptor, &around, &*runtime, &Bell::default()).unwrap();
+        assert_eq!(door.new_lanes.pop().map(|(number, _)| number), Some(0));
     }
 }
