@@ -10,6 +10,7 @@
 //!   mode              PAGEFERRY_MODE               "stock": pages go in the stream, as Xen's own do; "plain": beside it, on
 //!                                                  lanes; "refer": the same, and what stands on disks is loaded from there
 //!   lanes             PAGEFERRY_LANES              2: connections for pages
+//!   lanes_plaintext   PAGEFERRY_LANES_PLAINTEXT    false: under TLS; true: in the clear, where both ends say so
 //!   lanes_address     PAGEFERRY_LANES_ADDRESS      [] (the variable: with commas): where to listen for them, HOST or HOST:PORT;
 //!                                                  none is every address of this host
 //!   throttle          PAGEFERRY_THROTTLE           "off"; "auto": slow the guest down while it writes faster than that
@@ -101,6 +102,8 @@ pub struct Settings {
     pub mode: ModeName,
     /// Connections for them.
     pub lanes: u8,
+    /// Whether they are in the clear.
+    pub lanes_plaintext: bool,
     /// Where to listen for those, `HOST` or `HOST:PORT`; none is everywhere.
     pub lanes_address: Vec<String>,
     /// Whether to slow the guest down before it comes to that.
@@ -117,6 +120,7 @@ impl Default for Settings {
             on_no_convergence: OnNoConvergence::default(),
             mode: ModeName::default(),
             lanes: 2,
+            lanes_plaintext: false,
             lanes_address: Vec::new(),
             throttle: Throttle::default(),
         }
@@ -163,6 +167,7 @@ struct File {
     on_no_convergence: Option<OnNoConvergence>,
     mode: Option<ModeName>,
     lanes: Option<u32>,
+    lanes_plaintext: Option<bool>,
     lanes_address: Option<Vec<String>>,
     throttle: Option<Throttle>,
 }
@@ -297,6 +302,11 @@ impl Settings {
         take(&variable, "PAGEFERRY_LANES", &mut settings.lanes, |text| {
             lanes(text.parse().map_err(|_| format!("`{text}` is no number of lanes"))?)
         })?;
+        take(&variable, "PAGEFERRY_LANES_PLAINTEXT", &mut settings.lanes_plaintext, |text| match text {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err(format!("`{text}` is neither true nor false")),
+        })?;
         take(&variable, "PAGEFERRY_LANES_ADDRESS", &mut settings.lanes_address, |text| {
             addresses(
                 text.split(',').filter(|part| !part.is_empty()).map(|part| part.trim().to_owned()).collect(),
@@ -322,6 +332,7 @@ impl Settings {
         if let Some(number) = file.lanes {
             self.lanes = lanes(number).map_err(|error| wrong(&error))?;
         }
+        self.lanes_plaintext = file.lanes_plaintext.unwrap_or(self.lanes_plaintext);
         if let Some(found) = file.lanes_address {
             self.lanes_address = addresses(found).map_err(|error| wrong(&error))?;
         }
@@ -365,7 +376,8 @@ mod tests {
     fn the_file_goes_before_defaults_and_variables_before_the_file() {
         assert_eq!(load("", &[]), Ok(Settings::default()));
         let file = "policy = \"stock\"\nmax_downtime = \"1.5s\"\nmax_rounds = 9\non_no_convergence = \"abort\"\n\
-             mode = \"refer\"\nlanes = 4\nlanes_address = [\"10.0.0.1\", \"[fd00::1]:7000\"]\nthrottle = \"auto\"\n";
+             mode = \"refer\"\nlanes = 4\nlanes_plaintext = true\nlanes_address = [\"10.0.0.1\", \"[fd00::1]:7000\"]\n\
+             throttle = \"auto\"\n";
         let read = Settings {
             policy: PolicyName::Stock,
             max_downtime: Duration::from_millis(1500),
@@ -373,6 +385,7 @@ mod tests {
             on_no_convergence: OnNoConvergence::Abort,
             mode: ModeName::Refer,
             lanes: 4,
+            lanes_plaintext: true,
             lanes_address: vec!["10.0.0.1".into(), "[fd00::1]:7000".into()],
             throttle: Throttle::Auto,
         };
@@ -384,6 +397,7 @@ mod tests {
             ("PAGEFERRY_ON_NO_CONVERGENCE", "finish"),
             ("PAGEFERRY_MODE", "plain"),
             ("PAGEFERRY_LANES", "16"),
+            ("PAGEFERRY_LANES_PLAINTEXT", "false"),
             ("PAGEFERRY_LANES_ADDRESS", "host:1, 10.0.0.2"),
             ("PAGEFERRY_THROTTLE", "off"),
         ];
@@ -394,6 +408,7 @@ mod tests {
             on_no_convergence: OnNoConvergence::Finish,
             mode: ModeName::Plain,
             lanes: 16,
+            lanes_plaintext: false,
             lanes_address: vec!["host:1".into(), "10.0.0.2".into()],
             throttle: Throttle::Off,
         };
@@ -424,6 +439,7 @@ mod tests {
             ("PAGEFERRY_ON_NO_CONVERGENCE", ""),
             ("PAGEFERRY_MODE", "Refer"),
             ("PAGEFERRY_LANES", "0"),
+            ("PAGEFERRY_LANES_PLAINTEXT", "1"),
             ("PAGEFERRY_LANES_ADDRESS", "a\tb"),
         ] {
             let error = load("", &[(name, value)]).unwrap_err();

@@ -2,21 +2,26 @@
 //! where none can be had.
 #![forbid(unsafe_code)]
 
-use std::io::{self, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use super::greeting;
+use mover::error::NetError;
+use mover::net::pass::Fingerprint;
+use mover::net::tcp::TcpDialer;
+use mover::net::{Connection, Dialer};
+use mover::wire::hello::{Hello, MigrationId, Purpose, Secret};
+
+use super::net::settings;
 use crate::stream::Offer;
 
 /// How long an address may take to answer before the next one is tried.
-const ANSWER: Duration = Duration::from_secs(1);
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// An attempt to dial back. Dropping it hangs up.
 pub(crate) struct DialBack {
     offer: Offer,
-    outcome: Receiver<Result<Vec<TcpStream>, String>>,
+    outcome: Receiver<Result<Vec<Connection>, String>>,
 }
 
 impl DialBack {
@@ -40,7 +45,7 @@ impl DialBack {
     }
 
     /// All connections, by number; else a sentence about why there are none.
-    pub(crate) fn finish(self, patience: Duration) -> Result<Vec<TcpStream>, String> {
+    pub(crate) fn finish(self, patience: Duration) -> Result<Vec<Connection>, String> {
         match self.outcome.recv_timeout(patience) {
             Ok(outcome) => outcome,
             Err(RecvTimeoutError::Timeout) => Err(format!("no address answered in {} s", patience.as_secs())),
@@ -49,33 +54,26 @@ impl DialBack {
     }
 }
 
-fn dial(offer: &Offer) -> Result<Vec<TcpStream>, String> {
+fn dial(offer: &Offer) -> Result<Vec<Connection>, String> {
     let mut tried = Vec::new();
-    for name in &offer.addresses {
-        let found: Vec<SocketAddr> = match name.to_socket_addrs() {
-            Ok(found) => found.collect(),
-            Err(error) => {
-                tried.push(format!("{name}: {error}"));
-                continue;
-            }
-        };
-        for address in found {
-            match all(offer, address) {
-                Ok(streams) => return Ok(streams),
-                Err(error) => tried.push(format!("{name}: {error}")),
-            }
+    for address in &offer.addresses {
+        let all: Result<Vec<_>, _> =
+            (0..=offer.lanes.into()).map(|number| one(offer, address, number)).collect();
+        match all {
+            Ok(connections) => return Ok(connections),
+            Err(error) => tried.push(format!("{address}: {error}")),
         }
     }
     Err(tried.join("; "))
 }
 
-fn all(offer: &Offer, address: SocketAddr) -> io::Result<Vec<TcpStream>> {
-    (0..=offer.lanes)
-        .map(|number| {
-            let mut stream = TcpStream::connect_timeout(&address, ANSWER)?;
-            stream.set_write_timeout(Some(ANSWER))?;
-            stream.write_all(&greeting::encode(offer, number))?;
-            Ok(stream)
-        })
-        .collect()
+/// Connection `number` of what `offer` offers, 0 for control, at one of its addresses.
+pub(super) fn one(offer: &Offer, address: &str, number: usize) -> Result<Connection, NetError> {
+    let purpose = match number.checked_sub(1).map(u8::try_from) {
+        Some(lane) => Purpose::Lane(lane.unwrap_or(u8::MAX)),
+        None => Purpose::Control,
+    };
+    let hello = Hello::new(purpose, MigrationId(offer.migration), Secret(offer.token));
+    let dialer = TcpDialer::new(address, settings()).pinned(offer.fingerprint.map(Fingerprint));
+    dialer.call(&hello, ANSWER)
 }

@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread::JoinHandle;
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use mover::error::Error;
 use mover::journal::{Entry, Journal};
+use mover::net::HangUp;
 use mover::report::{Event, Observer};
 use mover::runtime::{Runtime, Threads};
 use mover::source::{Cancel, Surroundings};
@@ -24,22 +24,21 @@ pub(crate) struct Engine<T> {
     thread: JoinHandle<Result<T, Error>>,
     cancel: Arc<Cancel>,
     runtime: Arc<Threads>,
-    streams: Vec<TcpStream>,
+    connections: Vec<Arc<dyn HangUp>>,
 }
 
 impl<T: Send + 'static> Engine<T> {
-    /// Starts `work`, which has the connections `streams`, and is told of a cancel by its surroundings.
+    /// Starts `work`, whose connections end with `connections`, and is told of a cancel by its surroundings.
     pub(super) fn start(
-        streams: &[TcpStream],
+        connections: Vec<Arc<dyn HangUp>>,
         observer: Arc<dyn Observer>,
         work: impl FnOnce(Surroundings) -> Result<T, Error> + Send + 'static,
     ) -> io::Result<Self> {
-        let streams = streams.iter().map(TcpStream::try_clone).collect::<io::Result<_>>()?;
         let (runtime, cancel) = (Arc::new(Threads::new()), Arc::new(Cancel::default()));
         let around: Arc<dyn Runtime> = Arc::<Threads>::clone(&runtime);
         let around = Surroundings { runtime: around, observer, cancel: Arc::clone(&cancel) };
         let thread = std::thread::Builder::new().name("pf-engine".to_owned()).spawn(move || work(around))?;
-        Ok(Self { thread, cancel, runtime, streams })
+        Ok(Self { thread, cancel, runtime, connections })
     }
 }
 
@@ -67,10 +66,7 @@ impl<T> Engine<T> {
 
     /// Closes its connections.
     pub(crate) fn hang_up(&self) {
-        for stream in &self.streams {
-            // Closed already is as good.
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        self.connections.iter().for_each(|connection| connection.hang_up());
     }
 
     /// Waits for its end.

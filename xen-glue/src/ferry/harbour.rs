@@ -1,30 +1,32 @@
 //! The source's side of the dial-back: listens, and lets in who shows the offer's right, each number once. A thread of its
-//! own, so that the stream goes on meanwhile.
+//! own, so that the stream goes on meanwhile. How a stranger is kept out is `mover`'s [`Entrance`].
 #![forbid(unsafe_code)]
 
-use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use mover::error::NetError;
+use mover::net::entrance::{Entrance, Lock};
+use mover::net::tcp::TcpAcceptor;
+use mover::net::tls::Identity;
+use mover::net::{Acceptor, Caller, Connection};
 use mover::runtime::Runtime;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use mover::wire::hello::{Hello, Purpose, Secret};
 
-use super::greeting;
+use super::net::settings;
 use crate::stream::Offer;
 use crate::stream::limits::OFFER_ADDRESSES_MAX;
 
-/// How long a connection may take for its greeting; the others wait meanwhile.
-const GREETING_PATIENCE: Duration = Duration::from_secs(2);
-/// How long to wait for a connection before looking whether the harbour is closed.
-const GLANCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+/// How long to wait for connections before looking whether the harbour is closed.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// What the keeper's thread and the save share.
 struct Berths {
     /// By number: 0 for control, then the lanes.
-    taken: Mutex<Vec<Option<TcpStream>>>,
+    taken: Mutex<Vec<Option<Connection>>>,
     free: AtomicUsize,
     closed: AtomicBool,
 }
@@ -36,27 +38,52 @@ pub(crate) struct Harbour {
     keeper: Option<JoinHandle<()>>,
 }
 
+/// Where and how to wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms<'a> {
+    /// `HOST` or `HOST:PORT` each, and nowhere else; none is every address of this host.
+    pub(crate) addresses: &'a [String],
+    /// Data connections.
+    pub(crate) lanes: u8,
+    /// Without TLS.
+    pub(crate) plaintext: bool,
+}
+
 impl Harbour {
-    /// Listens on `addresses`, `HOST` or `HOST:PORT` each, and there only; without any on all addresses of this host.
+    /// Listens.
     ///
     /// # Errors
     /// An address is not this host's, or its port is taken.
-    pub(crate) fn open(addresses: &[String], lanes: u8, runtime: &dyn Runtime) -> io::Result<Self> {
-        let (listeners, addresses) = if addresses.is_empty() { everywhere()? } else { at_these(addresses)? };
+    pub(crate) fn open(terms: Terms<'_>, runtime: &dyn Runtime) -> Result<Self, NetError> {
+        let (acceptors, addresses) = match terms.addresses {
+            [] => everywhere()?,
+            these => at_these(these)?,
+        };
+        // One key for all of them: the offer has room for one.
+        let identity = if terms.plaintext { None } else { Some(Identity::new()?) };
+        let lock = || identity.clone().map_or(Lock::Plain, Lock::Tls);
+        let fingerprint = identity.as_ref().map(|identity| identity.fingerprint().0);
+        let entrances: Vec<_> =
+            acceptors.into_iter().map(|acceptor| Entrance::new(acceptor, lock())).collect();
         let (mut migration, mut token) = ([0; 16], [0; 32]);
         runtime.random(&mut migration);
         runtime.random(&mut token);
-        let offer = Offer { migration, token, lanes, addresses };
-        let count = usize::from(lanes) + 1;
+        let offer = Offer { migration, token, lanes: terms.lanes, fingerprint, addresses };
+        let count = usize::from(terms.lanes) + 1;
         let berths = Arc::new(Berths {
             taken: Mutex::new((0..count).map(|_| None).collect()),
             free: AtomicUsize::new(count),
             closed: AtomicBool::new(false),
         });
-        let (theirs, terms) = (Arc::clone(&berths), offer.clone());
+        let (theirs, right) = (Arc::clone(&berths), offer.clone());
         let keeper = std::thread::Builder::new()
             .name("pf-harbour".to_owned())
-            .spawn(move || keep(&listeners, &terms, &theirs))?;
+            .spawn(move || keep(entrances, &right, &theirs))
+            .map_err(|source| NetError::Os {
+                doing: "cannot start a thread".to_owned(),
+                remedy: "Is the limit on processes (ulimit -u) or memory used up?",
+                source,
+            })?;
         Ok(Self { offer, berths, keeper: Some(keeper) })
     }
 
@@ -71,7 +98,7 @@ impl Harbour {
     }
 
     /// The connections by number, of a full harbour.
-    pub(crate) fn leave(mut self) -> Vec<TcpStream> {
+    pub(crate) fn leave(mut self) -> Vec<Connection> {
         if let Some(keeper) = self.keeper.take() {
             // It has nothing to say; a panic of its would have left a place free.
             let _ = keeper.join();
@@ -88,80 +115,84 @@ impl Drop for Harbour {
 }
 
 /// Lets connections in until all are there or the harbour is closed.
-fn keep(listeners: &[TcpListener], offer: &Offer, berths: &Berths) {
+fn keep(mut entrances: Vec<Entrance>, offer: &Offer, berths: &Berths) {
+    let token = Secret(offer.token);
+    let glance = GLANCE / u32::try_from(entrances.len().max(1)).unwrap_or(1);
     while berths.free.load(SeqCst) > 0 && !berths.closed.load(SeqCst) {
-        let mut watched: Vec<_> =
-            listeners.iter().map(|listener| PollFd::new(listener, PollFlags::IN)).collect();
-        if poll(&mut watched, Some(&GLANCE)).unwrap_or(0) == 0 {
-            continue;
-        }
-        for listener in listeners {
-            // What went away before it was let in is none of ours, and neither is one without the right.
-            if let Ok((stream, _)) = listener.accept()
-                && let Some(number) = greeted(&stream, offer)
-            {
-                let mut taken = berths.taken.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(place) = taken.get_mut(usize::from(number)).filter(|place| place.is_none()) {
-                    *place = Some(stream);
-                    berths.free.fetch_sub(1, SeqCst);
-                }
+        for entrance in &mut entrances {
+            match entrance.caller(&token, glance) {
+                Ok(Some(caller)) => let_in(caller, offer, berths),
+                Ok(None) => {}
+                // This address takes no more connections; if it was the last one, the stream is what is left.
+                Err(_) => std::thread::sleep(glance),
             }
+            // Who else knocked is nobody's concern here.
+            drop(entrance.turned_away());
         }
     }
 }
 
-/// The number in the greeting of a connection that has the right.
-fn greeted(mut stream: &TcpStream, offer: &Offer) -> Option<u8> {
-    stream.set_nonblocking(false).ok()?;
-    stream.set_read_timeout(Some(GREETING_PATIENCE)).ok()?;
-    let mut bytes = [0; greeting::BYTES];
-    stream.read_exact(&mut bytes).ok()?;
-    greeting::decode(offer, &bytes)
+/// Gives a caller with the right its place.
+fn let_in(caller: Caller, offer: &Offer, berths: &Berths) {
+    let Some(number) = number(&caller, offer) else { return };
+    let mut taken = berths.taken.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(place) = taken.get_mut(number).filter(|place| place.is_none()) {
+        *place = Some(caller.connection);
+        berths.free.fetch_sub(1, SeqCst);
+    }
 }
 
-type Open = (Vec<TcpListener>, Vec<String>);
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+/// Which connection a caller is; none if it has no right to be one.
+fn number(caller: &Caller, offer: &Offer) -> Option<usize> {
+    let hello = Hello::decode(&caller.hello).ok()?;
+    let ours = hello.migration.0 == offer.migration && hello.secret.same(&Secret(offer.token));
+    hello.common_version().filter(|_| ours)?;
+    match hello.purpose {
+        Purpose::Control => Some(0),
+        Purpose::Lane(number) if number < offer.lanes => Some(usize::from(number) + 1),
+        Purpose::Lane(_) | Purpose::Resume => None,
+    }
 }
+
+type Open = (Vec<TcpAcceptor>, Vec<String>);
 
 /// On every address of this host.
-fn everywhere() -> io::Result<Open> {
-    let any = |ip: IpAddr| listen(SocketAddr::new(ip, 0));
-    let v6 = any(Ipv6Addr::UNSPECIFIED.into());
+fn everywhere() -> Result<Open, NetError> {
+    let v6 = TcpAcceptor::listen("[::]:0", settings());
     let dual = v6.is_ok();
-    let listener = v6.or_else(|_| any(Ipv4Addr::UNSPECIFIED.into()))?;
-    let port = listener.local_addr()?.port();
+    let acceptor = v6.or_else(|_| TcpAcceptor::listen("0.0.0.0:0", settings()))?;
+    let port = acceptor.local().port();
     let mut all = local_addresses();
     all.retain(|address| dual || address.is_ipv4());
     all.truncate(OFFER_ADDRESSES_MAX);
     if all.is_empty() {
-        return Err(io::Error::new(
-            io::ErrorKind::AddrNotAvailable,
-            "this host has no address but its own loop",
-        ));
+        return Err(NetError::Os {
+            doing: "this host has no address but its own loop".to_owned(),
+            remedy: "Is its network up?",
+            source: std::io::ErrorKind::AddrNotAvailable.into(),
+        });
     }
-    Ok((vec![listener], all.into_iter().map(|ip| SocketAddr::new(ip, port).to_string()).collect()))
+    Ok((vec![acceptor], all.into_iter().map(|ip| SocketAddr::new(ip, port).to_string()).collect()))
 }
 
 /// On those addresses alone.
-fn at_these(addresses: &[String]) -> io::Result<Open> {
+fn at_these(addresses: &[String]) -> Result<Open, NetError> {
     let mut open = (Vec::new(), Vec::new());
     for address in addresses.iter().take(OFFER_ADDRESSES_MAX) {
-        let resolved = match address.to_socket_addrs() {
-            Ok(mut found) => found.next(),
-            // Without a port.
-            Err(_) => (address.as_str(), 0).to_socket_addrs()?.next(),
-        };
-        let none = || io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
-        let listener = listen(resolved.ok_or_else(none)?)
-            .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))?;
-        open.1.push(listener.local_addr()?.to_string());
-        open.0.push(listener);
+        let acceptor = TcpAcceptor::listen(&with_port(address), settings())?;
+        open.1.push(acceptor.local().to_string());
+        open.0.push(acceptor);
     }
     Ok(open)
+}
+
+/// `HOST` with any free port, `HOST:PORT` as it is.
+fn with_port(address: &str) -> String {
+    if let Ok(ip) = address.parse::<IpAddr>() {
+        return SocketAddr::new(ip, 0).to_string();
+    }
+    let has_port = address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    if has_port { address.to_owned() } else { format!("{address}:0") }
 }
 
 /// Addresses of this host by which others may reach it.
@@ -200,60 +231,105 @@ fn v6_of(table: &str) -> Vec<Ipv6Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ferry::dial::{self, DialBack};
     use mover::runtime::Threads;
-    use std::io::Write;
     use std::time::Instant;
 
-    fn harbour(lanes: u8) -> Harbour {
-        Harbour::open(&["127.0.0.1".to_owned()], lanes, &Threads::new()).unwrap()
+    fn harbour(lanes: u8, plaintext: bool) -> Harbour {
+        let terms = Terms { addresses: &["127.0.0.1".to_owned()], lanes, plaintext };
+        Harbour::open(terms, &Threads::new()).unwrap()
     }
 
-    fn dial(harbour: &Harbour, greeting: &[u8]) -> TcpStream {
-        let mut stream = TcpStream::connect(&harbour.offer().addresses[0]).unwrap();
-        stream.write_all(greeting).unwrap();
-        stream
-    }
-
-    /// Waits until the harbour has let go of a connection.
-    fn closed(mut stream: TcpStream) {
-        let got = stream.read(&mut [0; 1]);
-        assert!(matches!(got, Ok(0)) || got.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset));
-    }
-
-    #[test]
-    fn who_has_the_right_is_let_in_once_and_nobody_else() {
-        let harbour = harbour(1);
-        let greet = |number| greeting::encode(harbour.offer(), number);
-        let control = dial(&harbour, &greet(0));
-        closed(dial(&harbour, &greet(0)));
-        closed(dial(&harbour, &greet(2)));
-        closed(dial(&harbour, &[0; 64]));
-        let other = Offer { token: [1; 32], ..harbour.offer().clone() };
-        closed(dial(&harbour, &greeting::encode(&other, 1)));
-        assert!(!harbour.is_full());
-        let lane = dial(&harbour, &greet(1));
+    fn full(harbour: &Harbour) -> bool {
         let patience = Instant::now() + Duration::from_secs(60);
         while !harbour.is_full() && Instant::now() < patience {
             std::thread::sleep(Duration::from_millis(1));
         }
-        let streams = harbour.leave();
-        let ports: Vec<_> = streams.iter().map(|stream| stream.peer_addr().unwrap()).collect();
-        assert_eq!(ports, [control.local_addr().unwrap(), lane.local_addr().unwrap()]);
+        harbour.is_full()
+    }
+
+    /// Dials as purpose `number` of `offer`, and waits until the harbour has done with it.
+    fn dial(offer: &Offer, number: usize) -> Option<Connection> {
+        let mut connection = dial::one(offer, &offer.addresses[0], number).ok()?;
+        connection.receiver.set_patience(Some(Duration::from_millis(300)));
+        // Nothing is ever answered: silence is a place, an end is none.
+        match connection.receiver.recv(&mut [0; 1]) {
+            Err(NetError::Stalled { .. }) => Some(connection),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn who_has_the_right_is_let_in_once_and_nobody_else() {
+        for plaintext in [false, true] {
+            let harbour = harbour(1, plaintext);
+            let offer = harbour.offer().clone();
+            assert_eq!(offer.fingerprint.is_none(), plaintext);
+            let control = dial(&offer, 0);
+            assert!(control.is_some(), "the right one is turned away");
+            assert!(dial(&offer, 0).is_none(), "a number twice");
+            assert!(dial(&offer, 2).is_none(), "there is one lane");
+            assert!(dial(&Offer { token: [1; 32], ..offer.clone() }, 1).is_none());
+            assert!(dial(&Offer { migration: [1; 16], ..offer.clone() }, 1).is_none());
+            let other = Offer { fingerprint: if plaintext { Some([3; 32]) } else { None }, ..offer.clone() };
+            assert!(dial(&other, 1).is_none(), "the other protection");
+            assert!(!harbour.is_full());
+            let lane = dial(&offer, 1);
+            assert!(full(&harbour) && lane.is_some());
+            assert_eq!(harbour.leave().len(), 2);
+        }
+    }
+
+    #[test]
+    fn connections_are_handed_over_by_number_and_carry_both_ways() {
+        for plaintext in [false, true] {
+            let harbour = harbour(2, plaintext);
+            let dialled = DialBack::start(harbour.offer().clone()).unwrap();
+            let mut theirs = dialled.finish(Duration::from_secs(60)).unwrap();
+            assert!(full(&harbour));
+            for (number, (ours, theirs)) in (7..).zip(harbour.leave().iter_mut().zip(&mut theirs)) {
+                let mut got = [0; 1];
+                ours.sender.send(&[number], &[]).unwrap();
+                theirs.receiver.recv(&mut got).unwrap();
+                assert_eq!(got, [number]);
+                theirs.sender.send(&[number + 1], &[]).unwrap();
+                ours.receiver.recv(&mut got).unwrap();
+                assert_eq!(got, [number + 1]);
+            }
+        }
     }
 
     #[test]
     fn a_closed_harbour_turns_everyone_away() {
-        let harbour = harbour(1);
-        let (address, greeting) =
-            (harbour.offer().addresses[0].clone(), greeting::encode(harbour.offer(), 0));
+        let harbour = harbour(1, false);
+        let offer = harbour.offer().clone();
         drop(harbour);
         let patience = Instant::now() + Duration::from_secs(60);
-        while let Ok(mut stream) = TcpStream::connect(&address) {
-            // Let go of at once, or never accepted.
-            if stream.write_all(&greeting).is_ok() {
-                closed(stream);
-            }
-            assert!(Instant::now() < patience, "it listens on");
+        while dial(&offer, 0).is_some() {
+            assert!(Instant::now() < patience, "it lets callers in");
+        }
+    }
+
+    #[test]
+    fn another_key_is_not_dialled() {
+        let harbour = harbour(1, false);
+        let offer = Offer { fingerprint: Some([9; 32]), ..harbour.offer().clone() };
+        let error = DialBack::start(offer).unwrap().finish(Duration::from_secs(60)).err().unwrap();
+        assert!(error.contains("127.0.0.1"), "{error}");
+        assert!(!harbour.is_full());
+    }
+
+    #[test]
+    fn addresses_may_have_a_port() {
+        for (given, wanted) in [
+            ("10.0.0.1", "10.0.0.1:0"),
+            ("10.0.0.1:7", "10.0.0.1:7"),
+            ("fd00::1", "[fd00::1]:0"),
+            ("[fd00::1]:7", "[fd00::1]:7"),
+            ("host", "host:0"),
+            ("host:7", "host:7"),
+        ] {
+            assert_eq!(with_port(given), wanted);
         }
     }
 

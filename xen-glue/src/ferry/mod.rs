@@ -23,7 +23,6 @@ pub mod attached;
 mod dial;
 mod disks;
 mod engine;
-mod greeting;
 mod harbour;
 mod net;
 mod source;
@@ -39,7 +38,7 @@ use mover::disk::image::DiskSpec;
 use mover::report::Mode;
 
 pub(crate) use dial::DialBack;
-pub(crate) use harbour::Harbour;
+pub(crate) use harbour::{Harbour, Terms};
 pub(crate) use source::{Answer, Call, Departure, Word, depart};
 pub(crate) use target::{Arrival, arrive};
 
@@ -56,6 +55,8 @@ pub struct Plan {
     pub mode: Mode,
     /// Data connections, 1 to [`mover::limits::LANES_MAX`].
     pub lanes: u8,
+    /// Without TLS: whoever sees or changes what crosses the network sees or changes the guest.
+    pub plaintext: bool,
     /// Where to listen for the target, `HOST` or `HOST:PORT`; none is everywhere.
     pub addresses: Vec<String>,
     /// The guest's name, for the other end's messages.

@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 
@@ -12,16 +11,17 @@ use mover::disk::{Disks, WriteLog};
 use mover::error::{DiskError, Error, GuestError};
 use mover::guest::{DirtyLog, GuestMemory, SourceGuest, SourceLife};
 use mover::index::commands;
+use mover::net::Connection;
 use mover::policy::Wish;
 use mover::report::{Event, Observer, Summary};
 use mover::source::{self, Config, NotConverging, Parts, Surroundings};
 use mover::units::{DiskId, PageCount};
-use mover::wire::hello::MigrationId;
+use mover::wire::hello::{MigrationId, Secret};
 
 use super::engine::{Engine, HandedOn, Unrecorded, WORDS};
 use super::net::Ready;
 use super::tally::Tally;
-use super::{Plan, SILENCE_MAX, greeting};
+use super::{Plan, SILENCE_MAX};
 use crate::domain::Absent;
 use crate::stream::Offer;
 
@@ -57,12 +57,12 @@ pub(crate) struct Departure {
     pub(crate) tally: Arc<Tally>,
 }
 
-/// Starts moving the pages of `first`, and whatever is written from now on, over `streams`.
+/// Starts moving the pages of `first`, and whatever is written from now on, over `connections`.
 pub(crate) fn depart(
     plan: &Plan,
     wish: &Wish,
     offer: &Offer,
-    streams: Vec<TcpStream>,
+    connections: Vec<Connection>,
     memory: Arc<dyn GuestMemory>,
     absent: &Arc<Absent>,
     first: Bitmap,
@@ -74,10 +74,10 @@ pub(crate) fn depart(
     let log = Log { asks: asks.clone(), first: Some(first), absent: Arc::clone(absent) };
     let work =
         Work { plan: plan.clone(), offer: offer.clone(), config: config(plan, wish), memory, log, asks };
-    let (kept, counted) =
-        (streams.iter().map(TcpStream::try_clone).collect::<io::Result<Vec<_>>>()?, Arc::clone(&tally));
-    let engine =
-        Engine::start(&kept, observer, move |around| work.run(Ready::new(streams, &counted), around))?;
+    let hang_ups: Vec<_> = connections.iter().map(|connection| Arc::clone(&connection.hang_up)).collect();
+    let counted = Arc::clone(&tally);
+    let run = move |around| work.run(Ready::new(connections, &counted), around);
+    let engine = Engine::start(hang_ups, observer, run)?;
     Ok(Departure { engine, words, tally })
 }
 
@@ -128,7 +128,7 @@ impl Work {
             index: Some(Arc::new(tables)),
             keeper: None,
             dialer: Arc::new(dialer),
-            token: greeting::control_token(&offer),
+            token: Secret(offer.token),
             migration: MigrationId(offer.migration),
             journal: Box::new(Unrecorded),
         };

@@ -2,21 +2,22 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use mover::error::{Error, GuestError};
 use mover::guest::{GuestMemory, TargetGuest, TargetLife};
 use mover::journal::Journal;
+use mover::net::Connection;
 use mover::report::{Event, Observer};
 use mover::target::{self, Config, Host, Parts};
 use mover::wire::control::{Account, Shape};
+use mover::wire::hello::Secret;
 
 use super::engine::{Engine, HandedOn, Unrecorded, WORDS, drain};
 use super::net::Quiet;
 use super::tally::Tally;
-use super::{SILENCE_MAX, disks, greeting};
+use super::{SILENCE_MAX, disks};
 use crate::stream::{LanesDone, Offer};
 
 /// A running engine, and what it says.
@@ -65,10 +66,10 @@ impl Arrival {
     }
 }
 
-/// Starts receiving into `memory` over `streams`.
+/// Starts receiving into `memory` over `connections`.
 pub(crate) fn arrive(
     offer: &Offer,
-    streams: Vec<TcpStream>,
+    connections: Vec<Connection>,
     memory: Arc<dyn GuestMemory>,
 ) -> io::Result<Arrival> {
     let (say, words) = mpsc::sync_channel(WORDS);
@@ -77,12 +78,12 @@ pub(crate) fn arrive(
     let tally = Tally::new(offer.lanes);
     let observer: Arc<dyn Observer> = Arc::new(HandedOn(say.clone(), std::convert::identity));
     let counted = Arc::clone(&tally);
-    let token = greeting::control_token(offer);
-    let kept = streams.iter().map(TcpStream::try_clone).collect::<io::Result<Vec<_>>>()?;
-    let engine = Engine::start(&kept, observer, move |around| {
+    let token = Secret(offer.token);
+    let hang_ups = connections.iter().map(|connection| Arc::clone(&connection.hang_up)).collect();
+    let engine = Engine::start(hang_ups, observer, move |around| {
         let life = Life { told_to_go };
         let parts = Parts {
-            acceptor: Box::new(Quiet::new(streams, &counted)),
+            acceptor: Box::new(Quiet::new(connections, &counted)),
             token,
             host: Box::new(move |shape| host(shape, memory, life, &say)),
             journal: Box::new(|_, _, _| {

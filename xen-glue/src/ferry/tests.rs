@@ -30,6 +30,7 @@ fn plan(mode: Mode) -> Plan {
     Plan {
         mode,
         lanes: 2,
+        plaintext: false,
         addresses: vec!["127.0.0.1".into()],
         guest: "guest".into(),
         disks: Vec::new(),
@@ -67,6 +68,8 @@ type Carrier = Box<dyn FnMut(&[u8], u64) -> Option<Vec<u8>> + Send>;
 struct Journey {
     options: Options,
     dial_back: bool,
+    /// Whether the target takes lanes in the clear.
+    plaintext: bool,
     carry: Carrier,
     /// Set when the target is to be cancelled.
     stop_target: &'static AtomicBool,
@@ -78,6 +81,7 @@ impl Journey {
         Self {
             options: options(Some(plan)),
             dial_back: true,
+            plaintext: false,
             carry: Box::new(|bytes, _| Some(bytes.to_vec())),
             stop_target,
         }
@@ -93,8 +97,8 @@ impl Journey {
             let (from_source, to_target) = (std::fs::File::from(out.0), std::fs::File::from(into.1));
             let carried = scope.spawn(move || carry(from_source, to_target, &mut self.carry));
             let (source_end, target_end) = (out.1, into.0);
-            let (dial_back, stop_target) = (self.dial_back, self.stop_target);
-            let target = scope.spawn(move || restored(&target_end, pages, dial_back, stop_target));
+            let (dial_back, plaintext, stop_target) = (self.dial_back, self.plaintext, self.stop_target);
+            let target = scope.spawn(move || restored(&target_end, pages, dial_back, plaintext, stop_target));
             let saved = save::run(SimSource::new(guest), source_end.as_fd(), &self.options, toolstack, &stop);
             drop(source_end);
             let (restored, copy, target_notes) = target.join().unwrap();
@@ -128,11 +132,12 @@ fn restored(
     from: &OwnedFd,
     pages: usize,
     dial_back: bool,
+    plaintext: bool,
     stop: &AtomicBool,
 ) -> (Result<Restored, RestoreError>, Copy, Vec<String>) {
     let (target, landed) = SimTarget::new(pages);
     let mut toolstack = SimToolstack::default();
-    let options = restore::Options { dial_back };
+    let options = restore::Options { dial_back, plaintext };
     let outcome = restore::run(target, from.as_fd(), &WIRING, &options, &mut toolstack, stop);
     let landed = landed.borrow();
     let copy = Copy {
@@ -251,6 +256,21 @@ fn nobody_who_dials_back_is_the_stock_stream() {
     assert_same(&guest, &trip.copy);
     let types = types(&trip.stream);
     assert!(types.contains(&OFFER) && !types.contains(&LANES), "{types:x?}");
+}
+
+/// Lanes in the clear are for two ends that both say so; where one does not, pages stay in the stream.
+#[test]
+fn lanes_in_the_clear_are_for_who_asks_for_them() {
+    for taken in [true, false] {
+        let guest = Guest::new(500);
+        let plan = Plan { plaintext: true, ..plan(Mode::Plain) };
+        let trip = Journey { plaintext: taken, ..Journey::new(plan) }.go(&guest, &mut patient());
+        assert_eq!(trip.saved.unwrap().ferried.is_some(), taken);
+        trip.restored.unwrap();
+        assert_same(&guest, &trip.copy);
+        let told = trip.target_notes.iter().any(|note| note.contains("lanes_plaintext"));
+        assert_eq!(told, !taken, "{:?}", trip.target_notes);
+    }
 }
 
 /// The offer is held up until the whole first round is in the pipe.

@@ -116,6 +116,7 @@ fn plan(settings: &Settings, domain: DomainId, session: &mut Session) -> Option<
     let mut plan = Plan {
         mode,
         lanes: settings.lanes,
+        plaintext: settings.lanes_plaintext,
         addresses: settings.lanes_address.clone(),
         guest: domain.to_string(),
         disks: Vec::new(),
@@ -168,14 +169,16 @@ fn restore_domain(
 ) -> Result<Outcome, Failure> {
     session.log(Level::Info, "Restoring domain");
     // Nothing of a restore depends on a setting but how fast it is.
-    let dial_back = match Settings::load() {
-        Ok(settings) => settings.mode != ModeName::Stock,
+    let options = match Settings::load() {
+        Ok(settings) => restore::Options {
+            dial_back: settings.mode != ModeName::Stock,
+            plaintext: settings.lanes_plaintext,
+        },
         Err(error) => {
             session.log(Level::Warning, &format!("{error}. No lanes are taken up"));
-            false
+            restore::Options::default()
         }
     };
-    let options = restore::Options { dial_back };
     let mut teller = Teller::new(session, false);
     let restored =
         restore::domain(domain, io, wiring, &options, &mut teller, stop).map_err(|error| Failure {

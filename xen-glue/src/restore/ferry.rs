@@ -42,6 +42,10 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
             return;
         }
         let offer = Offer::decode(body.unwrap_or_default());
+        let offer = offer.and_then(|offer| match (&offer.fingerprint, self.options.plaintext) {
+            (None, false) => Err("they are in the clear, and `lanes_plaintext` is not set here".to_owned()),
+            _ => Ok(offer),
+        });
         let started = offer.and_then(|offer| DialBack::start(offer).map_err(|error| error.to_string()));
         match started {
             Ok(dial) => self.ferry = Ferry::Dialling(dial),
@@ -62,11 +66,11 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
             let what = "its lanes are those of another migration than the one offered".to_owned();
             return Err(DomainError::Stream { what }.into());
         }
-        let streams = dial.finish(CONNECTED_WITHIN).map_err(|why| {
+        let connections = dial.finish(CONNECTED_WITHIN).map_err(|why| {
             broken(format!("the source means to have been dialled back, and has not been: {why}"))
         })?;
         let memory = self.target.memory(lanes.pages, &lanes.populated)?;
-        let arrival = arrive(&offer, streams, memory)
+        let arrival = arrive(&offer, connections, memory)
             .map_err(|error| broken(format!("cannot start threads for the lanes: {error}")))?;
         self.toolstack.report(&Event::Detail("pages come by lanes"));
         self.ferry = Ferry::Receiving(arrival);

@@ -56,6 +56,8 @@ pub enum Event<'a> {
 pub struct Options {
     /// Take page contents another way where the source offers it.
     pub dial_back: bool,
+    /// In the clear too, where the source offers that.
+    pub plaintext: bool,
 }
 
 /// What a restore is doing.

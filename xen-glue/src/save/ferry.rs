@@ -22,7 +22,7 @@ use rustix::fs::FileType;
 use super::phases::Save;
 use super::{Event, Phase, Policy, SaveError, Toolstack};
 use crate::domain::{Absent, LogRead, Source};
-use crate::ferry::{Answer, Call, Departure, Ferried, Harbour, Plan, Word, depart};
+use crate::ferry::{Answer, Call, Departure, Ferried, Harbour, Plan, Terms, Word, depart};
 use crate::stream::limits::RUNS_MAX;
 use crate::stream::{Lanes, Offer};
 
@@ -52,15 +52,16 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
         else {
             return Ok(());
         };
-        match Harbour::open(&plan.addresses, plan.lanes, &Threads::new()) {
+        let terms = Terms { addresses: &plan.addresses, lanes: plan.lanes, plaintext: plan.plaintext };
+        match Harbour::open(terms, &Threads::new()) {
             Ok(harbour) => {
                 self.records.offer(harbour.offer())?;
                 self.harbour = Some(harbour);
             }
             Err(error) => {
                 let text = format!(
-                    "cannot listen for the other end: {error}. Pages stay in the stream; `lanes_address` in \
-                     /etc/pageferry.toml names addresses of this host to listen on"
+                    "{error}; pages stay in the stream (`lanes_address` in /etc/pageferry.toml names addresses of this host \
+                     to listen on for the other end)"
                 );
                 self.toolstack.report(&Event::Note(&text));
             }
@@ -81,7 +82,7 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
             unreachable!("only where there was an offer");
         };
         let offer = harbour.offer().clone();
-        let streams = harbour.leave();
+        let connections = harbour.leave();
         let pages = self.source.pages();
         let absent = Absent::new(pages);
         let memory = self.source.memory(&absent)?;
@@ -90,7 +91,7 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
         populated.truncate(RUNS_MAX);
         self.records.lanes(&Lanes { migration: offer.migration, pages, populated })?;
         let doing = "start threads for the lanes";
-        let departure = depart(&plan, &wish, &offer, streams, memory, &absent, first)
+        let departure = depart(&plan, &wish, &offer, connections, memory, &absent, first)
             .map_err(|source| SaveError::Toolstack { doing, source })?;
         self.say(&plan, &offer);
         self.serve(departure, &absent)
@@ -101,7 +102,8 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
             Mode::Refer => "pages go by lanes, those that stand on disks by reference",
             _ => "pages go by lanes",
         };
-        self.toolstack.report(&Event::Detail(&format!("{what}: {} lanes", offer.lanes)));
+        let how = if plan.plaintext { "in the clear" } else { "under TLS" };
+        self.toolstack.report(&Event::Detail(&format!("{what}: {} lanes {how}", offer.lanes)));
     }
 
     /// Pages of this round from `from` on that have memory, and those that could not be had.

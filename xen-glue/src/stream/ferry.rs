@@ -25,6 +25,9 @@ pub const OFFER: u32 = OPTIONAL | 0x5046_0000;
 const VERSION: u16 = 1;
 
 const OFFER_HEAD: usize = 88;
+/// How connections are protected: not at all, or by TLS 1.3 with a raw public key.
+const CLEAR: u8 = 0;
+const TLS: u8 = 1;
 pub(super) const LANES_HEAD: u32 = 32;
 pub(super) const RUN_BYTES: u32 = 16;
 /// Bytes of LANES_DONE.
@@ -39,15 +42,21 @@ pub struct Offer {
     pub token: [u8; 32],
     /// Data connections there are to be, besides one for control.
     pub lanes: u8,
+    /// The key that the source shows in TLS, by SHA-256 of its SubjectPublicKeyInfo; none where connections are in the clear.
+    pub fingerprint: Option<[u8; 32]>,
     /// Where: `HOST:PORT`, IPv6 in brackets, to be tried in this order.
     pub addresses: Vec<String>,
 }
 
 impl std::fmt::Debug for Offer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { migration, lanes, addresses, .. } = self;
+        let Self { migration, lanes, fingerprint, addresses, .. } = self;
         let mut shown = f.debug_struct("Offer");
-        shown.field("migration", migration).field("lanes", lanes).field("addresses", addresses);
+        shown
+            .field("migration", migration)
+            .field("lanes", lanes)
+            .field("fingerprint", fingerprint)
+            .field("addresses", addresses);
         shown.finish_non_exhaustive()
     }
 }
@@ -64,13 +73,12 @@ impl Offer {
         );
         let mut out = Vec::with_capacity(OFFER_HEAD + 32 * self.addresses.len());
         out.extend(VERSION.to_le_bytes());
-        // Connections are not encrypted yet: security 0, and no certificate.
-        out.extend([self.lanes, 0]);
+        out.extend([self.lanes, if self.fingerprint.is_some() { TLS } else { CLEAR }]);
         out.extend(u16::try_from(self.addresses.len()).unwrap_or(u16::MAX).to_le_bytes());
         out.extend([0; 2]);
         out.extend(self.migration);
         out.extend(self.token);
-        out.extend([0; 32]);
+        out.extend(self.fingerprint.unwrap_or_default());
         for address in &self.addresses {
             assert!((1..=OFFER_ADDRESS_BYTES_MAX).contains(&address.len()), "address {address}");
             out.extend(u16::try_from(address.len()).unwrap_or(u16::MAX).to_le_bytes());
@@ -92,8 +100,13 @@ impl Offer {
             return Err(format!("it is of version {version}, and {VERSION} is spoken here"));
         }
         let (lanes, security) = (body[2], body[3]);
-        if security != 0 || u16_at(body, 6) != 0 || bytes_at::<32>(body, 56) != [0; 32] {
-            return Err("it asks for a protection of the lanes that is not known here".to_owned());
+        let fingerprint = match (security, bytes_at::<32>(body, 56)) {
+            (CLEAR, none) if none == [0; 32] => None,
+            (TLS, fingerprint) => Some(fingerprint),
+            _ => return Err("it asks for a protection of the lanes that is not known here".to_owned()),
+        };
+        if u16_at(body, 6) != 0 {
+            return Err("its reserved bytes are set".to_owned());
         }
         let count = usize::from(u16_at(body, 4));
         if !(1..=LANES_MAX).contains(&usize::from(lanes)) || !(1..=OFFER_ADDRESSES_MAX).contains(&count) {
@@ -109,7 +122,8 @@ impl Offer {
         if !rest.is_empty() {
             return Err(format!("{} bytes follow behind its addresses", rest.len()));
         }
-        Ok(Self { migration: bytes_at(body, 8), token: bytes_at(body, 24), lanes, addresses })
+        let (migration, token) = (bytes_at(body, 8), bytes_at(body, 24));
+        Ok(Self { migration, token, lanes, fingerprint, addresses })
     }
 }
 
@@ -244,9 +258,16 @@ mod tests {
     use proptest::prelude::*;
 
     fn offer() -> impl Strategy<Value = Offer> {
-        let head = (any::<[u8; 16]>(), any::<[u8; 32]>(), 1..=16u8);
-        (head, vec("[!-~]{1,40}", 1..=OFFER_ADDRESSES_MAX))
-            .prop_map(|((migration, token, lanes), addresses)| Offer { migration, token, lanes, addresses })
+        let head = (any::<[u8; 16]>(), any::<[u8; 32]>(), 1..=16u8, any::<Option<[u8; 32]>>());
+        (head, vec("[!-~]{1,40}", 1..=OFFER_ADDRESSES_MAX)).prop_map(
+            |((migration, token, lanes, fingerprint), addresses)| Offer {
+                migration,
+                token,
+                lanes,
+                fingerprint,
+                addresses,
+            },
+        )
     }
 
     proptest! {
@@ -265,7 +286,10 @@ mod tests {
         ) {
             if right && body.len() > OFFER_HEAD {
                 body[..8].copy_from_slice(&[1, 0, 2, 0, 1, 0, 0, 0]);
-                body[56..OFFER_HEAD].fill(0);
+                body[3] = u8::from(body[56] != 0);
+                if body[56] == 0 {
+                    body[56..OFFER_HEAD].fill(0);
+                }
             }
             if let Ok(offer) = Offer::decode(&body) {
                 prop_assert_eq!(offer.encode(), body);
@@ -299,7 +323,7 @@ mod tests {
     #[test]
     fn tokens_are_not_shown() {
         let addresses = vec!["10.0.0.1:1".to_owned()];
-        let offer = Offer { migration: [1; 16], token: [0xab; 32], lanes: 1, addresses };
+        let offer = Offer { migration: [1; 16], token: [0xab; 32], lanes: 1, fingerprint: None, addresses };
         assert!(!format!("{offer:?}").contains("171"));
     }
 }

@@ -398,7 +398,10 @@ fn detail_of(record: &Record) -> String {
             )
         }
         Record::Optional { number: OFFER, body: Some(body) } => match Offer::decode(body) {
-            Ok(offer) => format!("{} lanes at {}", offer.lanes, offer.addresses.join(", ")),
+            Ok(offer) => {
+                let how = if offer.fingerprint.is_some() { "under TLS" } else { "in the clear" };
+                format!("{} lanes {how} at {}", offer.lanes, offer.addresses.join(", "))
+            }
             Err(why) => format!("no good: {why}"),
         },
         Record::Optional { body: None, .. } => {

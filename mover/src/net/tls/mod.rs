@@ -41,6 +41,7 @@ use crate::error::NetError;
 use crate::net::pass::Fingerprint;
 
 /// A key pair that one target shows to one source. Only this process ever has it.
+#[derive(Clone)]
 pub struct Identity {
     config: Arc<ServerConfig>,
     fingerprint: Fingerprint,

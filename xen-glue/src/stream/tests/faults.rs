@@ -360,7 +360,7 @@ fn records_of_our_own_are_listed_in_words() {
     .unwrap();
     assert!(survey.faults.is_empty(), "{:?}", survey.faults);
     for line in [
-        "OFFER 2 lanes at 10.77.0.1:40000, [fd00::1]:40000",
+        "OFFER 2 lanes under TLS at 10.77.0.1:40000, [fd00::1]:40000",
         "LANES 90 frames with memory in 2 runs, all below 0x68",
         "LANES_DONE 9 frames on the lanes, up to version 8, round 3",
     ] {

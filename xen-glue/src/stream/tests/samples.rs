@@ -89,7 +89,7 @@ pub(crate) fn ferried(pages: u64) -> Vec<u8> {
 /// The offer of [`ferried`].
 pub(crate) fn offer() -> Offer {
     let addresses = vec!["10.77.0.1:40000".to_owned(), "[fd00::1]:40000".to_owned()];
-    Offer { migration: [5; 16], token: [6; 32], lanes: 2, addresses }
+    Offer { migration: [5; 16], token: [6; 32], lanes: 2, fingerprint: Some([4; 32]), addresses }
 }
 
 /// A PV guest's stream of `pages` pages, page tables and two virtual CPUs.
