@@ -18,17 +18,17 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
     let mut add = |what: &str, tier: Tier, body: Body| {
         tests.push(Test::new(pair, &format!("ferry/{what}"), tier, Needs::Program, body));
     };
-    add("plain-pvh", Tier::Full, Box::new(|lab| plain(lab, Kind::Pvh)));
-    add("refer-pvh", Tier::Full, Box::new(refer));
+    add("plain-pvh", Tier::All, Box::new(|lab| plain(lab, Kind::Pvh)));
+    add("refer-pvh", Tier::All, Box::new(refer));
     if !pair.is_broad() {
         return tests;
     }
-    add("plain-hvm", Tier::Full, Box::new(|lab| plain(lab, Kind::Hvm)));
-    add("pv-keeps-to-the-stream", Tier::Full, Box::new(pv));
-    add("to-stock", Tier::Full, Box::new(to_stock));
-    add("ten-migrations", Tier::Full, Box::new(ten));
+    add("plain-hvm", Tier::All, Box::new(|lab| plain(lab, Kind::Hvm)));
+    add("pv-keeps-to-the-stream", Tier::All, Box::new(pv));
+    add("to-stock", Tier::All, Box::new(to_stock));
+    add("ten-migrations", Tier::All, Box::new(ten));
     for (what, fault) in [("cut", Fault::Cut), ("garbled", Fault::Garble)] {
-        add(&format!("{what}-behind-the-pages"), Tier::Full, Box::new(move |lab| spoiled(lab, fault)));
+        add(&format!("{what}-behind-the-pages"), Tier::All, Box::new(move |lab| spoiled(lab, fault)));
     }
     tests
 }
