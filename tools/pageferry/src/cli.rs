@@ -60,6 +60,8 @@ pub(crate) enum Command {
     /// Looks at the guest's pages and at the index of its disks, watches its writes for a while, and reads the disk here
     /// and there for its speed.
     Plan(PlanArgs),
+    /// Show the migrations that run here now: phase, round, rates
+    Status,
     /// Settle a migration whose end is in doubt
     ///
     /// Without a migration's number: lists those with a record here. A guest that was given up, but whose start on the

@@ -20,6 +20,7 @@ mod report;
 mod results;
 mod signals;
 mod state;
+mod status;
 mod stream;
 mod told;
 mod units;
@@ -60,6 +61,7 @@ fn dispatch(command: Command, console: &Console) -> Outcome {
         Command::Send(args) => migrate::send::run(&args, console),
         Command::Receive(args) => migrate::receive::run(&args, console),
         Command::Plan(args) => plan::run(&args, console),
+        Command::Status => status::run(console),
         Command::Resolve(args) => migrate::resolve::run(&args, console),
         Command::Guest { command } => guest::run(command, console),
         Command::Index { command } => index::run(&command, console),

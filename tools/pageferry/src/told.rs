@@ -1,9 +1,10 @@
 //! What `send` and `receive` tell the program that started them: JSON objects, a line each, on standard output.
 
 use std::io::{self, Write};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use mover::report::{Event, Observer, Summary};
+use mover::wire::hello::MigrationId;
 use serde::{Deserialize, Serialize};
 
 /// A line.
@@ -34,20 +35,36 @@ pub(crate) enum Told {
     },
 }
 
+/// A line with its migration's number.
+#[derive(Serialize)]
+struct Numbered<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    migration: Option<&'a str>,
+    #[serde(flatten)]
+    line: &'a Line,
+}
+
 /// Prints lines; one that can't be printed is lost, and with it nothing of the migration.
 pub(crate) struct Teller {
     out: Mutex<io::Stdout>,
+    migration: OnceLock<String>,
 }
 
 impl Teller {
     /// To standard output.
     pub(crate) fn new() -> Self {
-        Self { out: Mutex::new(io::stdout()) }
+        Self { out: Mutex::new(io::stdout()), migration: OnceLock::new() }
+    }
+
+    /// From now on every line has the migration's number, as `migration`.
+    pub(crate) fn migration_is(&self, id: &MigrationId) {
+        self.migration.get_or_init(|| id.to_string());
     }
 
     /// Prints one.
     pub(crate) fn tell(&self, line: &Line) {
-        let Ok(text) = serde_json::to_string(line) else { return };
+        let numbered = Numbered { migration: self.migration.get().map(String::as_str), line };
+        let Ok(text) = serde_json::to_string(&numbered) else { return };
         let mut out = self.out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // The reader being gone is noticed by it, not by us.
         let _ = writeln!(out, "{text}").and_then(|()| out.flush());

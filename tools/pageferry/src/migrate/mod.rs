@@ -13,10 +13,15 @@ use mover::source::{Cancel, Surroundings};
 use crate::console::Console;
 use crate::failure::Outcome;
 use crate::signals;
+use crate::status::Noted;
 use crate::told::Teller;
 
-/// Time and threads, where events go, and a cancel request tied to Ctrl-C.
-pub(crate) fn surroundings(console: &Console, teller: Option<Arc<Teller>>) -> Outcome<Surroundings> {
+/// Time and threads, where events go, and a cancel request tied to Ctrl-C; and where events are noted for
+/// `pageferry status`.
+pub(crate) fn surroundings(
+    console: &Console,
+    teller: Option<Arc<Teller>>,
+) -> Outcome<(Surroundings, Arc<Noted>)> {
     let runtime: Arc<dyn Runtime> = Arc::new(Threads::new());
     let cancel = Arc::new(Cancel::default());
     let (asked, waking) = (Arc::clone(&cancel), Arc::clone(&runtime));
@@ -32,7 +37,8 @@ pub(crate) fn surroundings(console: &Console, teller: Option<Arc<Teller>>) -> Ou
         Some(teller) => teller,
         None => Arc::new(People { console }),
     };
-    Ok(Surroundings { runtime, observer, cancel })
+    let noted = Arc::new(Noted::new(observer));
+    Ok((Surroundings { runtime, observer: noted.clone(), cancel }, noted))
 }
 
 /// Tells people, on standard error.

@@ -17,7 +17,7 @@ use mover::net::tls::Identity;
 use mover::process::backend::attach_target;
 use mover::process::config::GuestConfig;
 use mover::process::launch;
-use mover::report::Event;
+use mover::report::{Event, Observer as _};
 use mover::target::{self, Config, Host, Parts};
 use mover::units::PageCount;
 use mover::wire::control::Shape;
@@ -30,6 +30,7 @@ use crate::failure::{Failure, Outcome};
 use crate::guest;
 use crate::lockdown;
 use crate::state;
+use crate::status::Running;
 use crate::told::{Line, Teller, Told};
 use crate::units::{show_bytes, show_count, show_ms};
 
@@ -40,7 +41,7 @@ const ATTACH_WITHIN_SECONDS: u64 = 60;
 pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
     let disks = disks(&args.disks)?;
     let teller = args.json_events.then(|| Arc::new(Teller::new()));
-    let surroundings = surroundings(console, teller.clone())?;
+    let (surroundings, noted) = surroundings(console, teller.clone())?;
     let mut config = Config {
         direct: args.direct,
         wait: Some(args.wait),
@@ -57,7 +58,7 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
     surroundings.runtime.random(&mut pass.token.0);
     announce(acceptor.local(), &pass, args, console, teller.as_deref())?;
 
-    let observer = Arc::clone(&surroundings.observer);
+    let told = teller.clone();
     let name = args.name.clone();
     let journal_name = name.clone();
     let parts = Parts {
@@ -66,6 +67,19 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
         host: Box::new(move |shape| make_host(shape, name.as_deref(), &disks)),
         journal: Box::new(move |id, shape, peer| {
             let guest = journal_name.unwrap_or_else(|| shape.guest.clone());
+            if let Some(teller) = &told {
+                teller.migration_is(&id);
+            }
+            noted.begin(Running {
+                migration: id.to_string(),
+                role: Role::Target,
+                guest: guest.clone(),
+                peer: peer.to_owned(),
+                pid: std::process::id(),
+                at_ms: 0.0,
+                phase: None,
+                sample: None,
+            });
             let record = Record {
                 migration: id.to_string(),
                 role: Role::Target,
@@ -77,7 +91,7 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
             let journal: Box<dyn Journal> = Box::new(FileJournal::create(&state::records_dir(), record)?);
             // The guest's process runs, its disks are open: lanes and loader start without privileges.
             for text in lockdown::engine(&state::records_dir()) {
-                observer.event(Event::Notice { at_ms: 0.0, text });
+                noted.event(Event::Notice { at_ms: 0.0, text });
             }
             Ok(journal)
         }),

@@ -31,14 +31,19 @@ use crate::layout;
 use crate::lockdown;
 use crate::results::{self, Figures, Run};
 use crate::state;
+use crate::status::Running;
 use crate::told::{Line, Teller, Told};
 
 /// Does it.
 pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
     let pass = pass(args)?;
-    let teller = args.json_events.then(|| Arc::new(Teller::new()));
     let mut id = MigrationId::default();
     Threads::new().random(&mut id.0);
+
+    let teller = args.json_events.then(|| Arc::new(Teller::new()));
+    if let Some(teller) = &teller {
+        teller.migration_is(&id);
+    }
 
     let client = guest::connect(&args.guest)?;
     let workload = client.status()?.workload;
@@ -61,7 +66,17 @@ pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
     )?;
     // All that takes privileges is open. Before the first thread and the first byte from outside.
     let kept = lockdown::engine(&state::records_dir());
-    let surroundings = surroundings(console, teller.clone())?;
+    let (surroundings, noted) = surroundings(console, teller.clone())?;
+    noted.begin(Running {
+        migration: id.to_string(),
+        role: Role::Source,
+        guest: attached.info.guest.clone(),
+        peer: args.to.clone(),
+        pid: std::process::id(),
+        at_ms: 0.0,
+        phase: None,
+        sample: None,
+    });
     for text in notes.into_iter().chain(kept) {
         surroundings.observer.event(Event::Notice { at_ms: 0.0, text });
     }
