@@ -174,6 +174,19 @@ impl Guest {
         self.wait_count(host, since, wait::limit(COUNT_SECONDS))
     }
 
+    /// What it had counted to on `host` when it was suspended there, if that is past `before`.
+    pub fn counted(&self, host: &Host, before: Count) -> Result<Count> {
+        Ok(self.count(host)?.filter(|count| count.number > before.number).unwrap_or(before))
+    }
+
+    /// [`Self::counts_on`] for a guest that was suspended: waits until it has read its disk again as well. Before that Linux can't be
+    /// suspended once more: the thread that would connect the disk is the one that suspends.
+    pub fn is_back(&self, host: &Host, since: Count) -> Result<Count> {
+        // The first count may be of a read from before; between the first and the second there is a whole one.
+        let first = self.counts_on(host, since)?;
+        self.counts_on(host, first)
+    }
+
     fn wait_count(&self, host: &Host, since: Count, limit: Duration) -> Result<Count> {
         self.wait_for(host, limit, &format!("count past {}", since.number), |count| {
             count.number > since.number

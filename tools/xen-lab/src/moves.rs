@@ -225,7 +225,7 @@ impl Lab {
         if report.source.code != 0 {
             bail!("{} from host {from} to {to}: the migration failed:\n{}", guest.name, report.text());
         }
-        let after = guest.counts_on(self.host(to), before);
+        let after = guest.is_back(self.host(to), before);
         let after =
             after.with_context(|| format!("after its migration, of which was said:\n{}", report.text()))?;
         if let Some(domain) = guest.domain(self.host(from))? {
@@ -281,12 +281,14 @@ pub fn save(guest: &Guest, host: &Host, file: &str, helper: Helper) -> Result<()
 
 /// Restores `guest`, which had counted to `before`, on `host` from `file` with this helper, and waits until it counts on.
 pub fn restore(guest: &Guest, host: &Host, file: &str, before: Count, helper: Helper) -> Result<Count> {
+    // Between the count that the caller knows and its end it may have counted on.
+    let before = guest.counted(host, before)?;
     let command = format!("{}xl -vvv restore {file}", helper.environment());
     let what = format!("{} is restored by {helper}", guest.name);
     let said = wait::timed(&what, || host.attempt(&command, wait::limit(MOVE_SECONDS)))?;
     if said.code != 0 {
         bail!("host {}: `{command}` ended with {}:\n{}", host.number(), said.code, said.text());
     }
-    let after = guest.counts_on(host, before);
+    let after = guest.is_back(host, before);
     after.with_context(|| format!("after its restore, of which was said:\n{}", said.text()))
 }

@@ -81,13 +81,14 @@ fn installed(lab: &Lab) -> Result<()> {
             host.run(&format!("{PROGRAM} xen install"))?;
         }
         let saved = host.run_within(&format!("xl -vvv save {} {FILE} 2>&1", guest.name), wait::limit(300))?;
+        let before = guest.counted(host, before)?;
         let restored = host.run_within(&format!("xl -vvv restore {FILE} 2>&1"), wait::limit(300))?;
         for (done, words) in [("saves", saved), ("restores", restored)] {
             if !words.contains("pageferry-save-helper: debug: starting") {
                 bail!("an xl that {done} does not use what was installed:\n{words}");
             }
         }
-        guest.counts_on(host, before)
+        guest.is_back(host, before)
     })();
     for _ in 0..2 {
         host.run(&format!("{PROGRAM} xen uninstall"))?;
@@ -112,8 +113,9 @@ fn program(lab: &Lab) -> Result<()> {
         bail!("{} is still there after it was saved", guest.name);
     }
     host.run_within(&format!("{PROGRAM} stream verify {FILE}"), limit)?;
+    let saved = guest.counted(host, before)?;
     host.run_within(&format!("{PROGRAM} xen restore {FILE}"), limit)?;
-    let restored = guest.counts_on(host, before)?;
+    let restored = guest.is_back(host, saved)?;
 
     let receive = format!(
         "exec socat TCP-LISTEN:{PORT},reuseaddr EXEC:\"env {} xl migrate-receive\",nofork",

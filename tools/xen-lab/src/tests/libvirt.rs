@@ -54,8 +54,9 @@ fn travel(lab: &Lab, kind: Kind) -> Result<()> {
     if guest.domain(host)?.is_some() {
         bail!("{name} is still there after it was saved");
     }
+    let saved = guest.counted(host, created)?;
     virsh(host, &format!("restore {FILE}"))?;
-    let restored = guest.counts_on(host, created)?;
+    let restored = guest.is_back(host, saved)?;
     uses_ours(host)?;
 
     virsh(host, &format!("migrate --live {name} xen+tcp://{}/system", target.address()))?;
