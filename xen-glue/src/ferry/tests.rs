@@ -246,6 +246,20 @@ fn what_is_written_while_lanes_send_travels_again() {
     assert_same(&guest, &trip.copy);
 }
 
+/// A setting that has no effect on lanes is not passed over in silence.
+#[test]
+fn a_guest_that_is_not_slowed_down_is_told_of() {
+    let guest = Guest::new(200);
+    let mut journey = Journey::new(plan(Mode::Plain));
+    if let Policy::Predict(wish) = &mut journey.options.policy {
+        wish.throttle = true;
+    }
+    let trip = journey.go(&guest, &mut patient());
+    assert!(trip.saved.unwrap().ferried.is_some());
+    assert!(trip.notes.iter().any(|note| note.contains("not slowed down")), "{:?}", trip.notes);
+    assert_same(&guest, &trip.copy);
+}
+
 /// A target that does not dial back gets the stock stream, and one record that it passes over.
 #[test]
 fn nobody_who_dials_back_is_the_stock_stream() {

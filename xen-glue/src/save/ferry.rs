@@ -94,6 +94,10 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
         let departure = depart(&plan, &wish, &offer, connections, memory, &absent, first)
             .map_err(|source| SaveError::Toolstack { doing, source })?;
         self.say(&plan, &offer);
+        if wish.throttle {
+            let text = "the guest is not slowed down while its pages go by lanes (`throttle` in /etc/pageferry.toml)";
+            self.toolstack.report(&Event::Note(text));
+        }
         self.serve(departure, &absent)
     }
 
