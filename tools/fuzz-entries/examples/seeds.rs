@@ -21,7 +21,7 @@ use mover::wire::knock;
 use xen_glue::stream::{DomainHeader, GuestType, HvmParam, OPTIONAL, PageEntry, PageType, TscInfo, Writer};
 
 fn put(entry: &str, name: &str, bytes: &[u8]) {
-    let corpus = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(entry);
+    let corpus = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(entry);
     fs::create_dir_all(&corpus).unwrap();
     fs::write(corpus.join(name), bytes).unwrap();
 }

@@ -1,5 +1,5 @@
 //! A function for each decoder of bytes that come from outside: whatever the bytes, it returns, and what it took for
-//! valid keeps what the decoder promises. `fuzz/` feeds them new bytes, `tests/corpus.rs` those once found worth keeping.
+//! valid keeps what the decoder promises. `../fuzz` feeds them new bytes, `tests/corpus.rs` those once found worth keeping.
 
 #![forbid(unsafe_code)]
 

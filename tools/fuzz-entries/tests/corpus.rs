@@ -7,7 +7,7 @@ use fuzz_entries::ENTRIES;
 
 #[test]
 fn the_corpora_hold() {
-    let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
+    let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
     let mut tried = 0_u32;
     for (name, entry) in ENTRIES {
         let files =
@@ -34,7 +34,7 @@ fn the_corpora_hold() {
 /// The index's entry knows where its sums are: on what the writer made it changes nothing.
 #[test]
 fn an_index_as_it_was_written_has_its_sums() {
-    let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/index/small");
+    let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/index/small");
     let bytes = fs::read(seed).unwrap();
     assert!(fuzz_entries::with_sums(&bytes) == bytes);
 }
@@ -42,7 +42,7 @@ fn an_index_as_it_was_written_has_its_sums() {
 /// Each entry is fed by a program of its own.
 #[test]
 fn every_entry_has_its_fuzzer() {
-    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/fuzz_targets");
+    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/fuzz_targets");
     for (name, _) in ENTRIES {
         let text = fs::read_to_string(programs.join(format!("{name}.rs"))).unwrap();
         assert!(text.contains(&format!("fuzz_entries::{name}(")), "{text}");

@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use crate::ci::SKIPPED;
 use crate::run;
 
+/// Where they stand.
+const HOME: &str = "tools/fuzz";
 /// Seconds a decoder in the step.
 const STEP_SECONDS: u64 = 6;
 /// Memory a fuzzer may take, in MiB: decoders promise to take little.
@@ -28,9 +30,9 @@ pub(crate) fn run(name: Option<&str>, seconds: u64) -> Result<()> {
         // By name: rustup's proxy, which knows `+nightly`; the cargo that runs us does not.
         let mut command = run::command("cargo")?;
         command
-            .args(["+nightly", "fuzz", "run", name.as_str()])
+            .args(["+nightly", "fuzz", "run", "--fuzz-dir", HOME, name.as_str()])
             .arg(&found)
-            .arg(format!("fuzz/corpus/{name}"))
+            .arg(format!("{HOME}/corpus/{name}"))
             .arg("--")
             .args([
                 format!("-max_total_time={seconds}"),
@@ -44,7 +46,7 @@ pub(crate) fn run(name: Option<&str>, seconds: u64) -> Result<()> {
         command.env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTC").env_remove("CARGO");
         run::succeed(&mut command).with_context(|| {
             format!(
-                "{name}: what it fell over is in fuzz/artifacts/{name}; into its corpus with it once mended"
+                "{name}: what it fell over is in {HOME}/artifacts/{name}; into its corpus with it once mended"
             )
         })?;
     }
@@ -80,7 +82,7 @@ fn cargo_home_has(program: &str) -> bool {
 
 /// The fuzzers' names.
 fn names() -> Result<Vec<String>> {
-    let directory = run::root()?.join("fuzz/fuzz_targets");
+    let directory = run::root()?.join(HOME).join("fuzz_targets");
     let mut names = Vec::new();
     for file in fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))? {
         names.extend(file?.path().file_stem().and_then(|stem| stem.to_str()).map(str::to_owned));
