@@ -6,8 +6,8 @@
 //!                     `-> (TLS) a knock by who knows the secret? -> handshake -> the record with the Hello -> Caller
 //! ```
 //! Invariants: at most [`GREETINGS_MAX`] connections are being greeted, at most [`GREETINGS_PER_ADDRESS_MAX`] of them
-//! from one address; when there is no room, the oldest that has shown nothing goes. A greeting takes [`GREETING_TIME`]
-//! at most, its first 64 bytes [`FIRST_TIME`], however the bytes trickle in. Reads and writes here never block.
+//! from one address; when there is no room, the oldest that has shown nothing goes. A greeting takes `GREETING_TIME`
+//! at most, its first 64 bytes `FIRST_TIME`, however the bytes trickle in. Reads and writes here never block.
 
 #![forbid(unsafe_code)]
 
