@@ -13,6 +13,8 @@ use crate::wire::within;
 
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 8;
+/// Longest text in a message, in bytes; a longer one is cut before it is sent.
+const TEXT_BYTES_MAX: usize = 2048;
 /// Bytes of state in one [`Message::State`].
 pub const STATE_CHUNK_BYTES: usize = 32 * 1024;
 
@@ -351,9 +353,8 @@ impl Writer {
     }
     /// A string; one over the length of its field is cut at a character, with dots.
     fn text(&mut self, text: &str) {
-        const LONGEST: usize = 2048;
-        let cut = if text.len() > LONGEST {
-            let end = (0..=LONGEST - 3).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        let cut = if text.len() > TEXT_BYTES_MAX {
+            let end = (0..=TEXT_BYTES_MAX - 3).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
             format!("{}...", &text[..end])
         } else {
             text.to_owned()
@@ -434,6 +435,7 @@ impl<'b> Reader<'b> {
     }
     fn text(&mut self) -> Result<String, WireError> {
         let length = u16::from_le_bytes(self.array()?);
+        within("the length of a text", length.into(), TEXT_BYTES_MAX)?;
         let bytes = self.take(length.into())?;
         String::from_utf8(bytes.to_vec()).map_err(|_| WireError::Invalid {
             what: "a text that is not UTF-8, of bytes",
@@ -441,8 +443,14 @@ impl<'b> Reader<'b> {
         })
     }
     fn outcome(&mut self) -> Result<Result<(), String>, WireError> {
-        let (good, why) = (self.flag()?, self.text()?);
-        Ok(if good { Ok(()) } else { Err(why) })
+        match (self.flag()?, self.text()?) {
+            (true, why) if why.is_empty() => Ok(Ok(())),
+            (true, why) => Err(WireError::Invalid {
+                what: "a reason for what is good, of bytes",
+                found: u64_of(why.len()),
+            }),
+            (false, why) => Ok(Err(why)),
+        }
     }
     fn feedback(&mut self) -> Result<Feedback, WireError> {
         Ok(Feedback {
