@@ -193,19 +193,37 @@ impl Door {
     ) -> Result<(), Error> {
         while !self.closed.load(SeqCst) {
             let heard = self.expected.heard();
-            if !self.expects_someone() {
-                self.show_strangers_out(acceptor, around, runtime, ring)?;
-                runtime.wait(&self.expected, heard, GLANCE);
+            if self.expects_someone() {
+                self.let_in(acceptor, around, runtime, ring, GLANCE)?;
                 continue;
             }
-            let caller = acceptor.caller(&self.session, GLANCE)?;
-            tell_turned_away(acceptor, around);
-            if let Some(caller) = caller {
-                self.receive(caller, around);
-                runtime.ring(ring);
+            // Strangers are shown out, a few at once. Somebody may be expected from the next moment on, so that one of them may
+            // be whom to let in.
+            for _ in 0..STRANGERS_AT_ONCE {
+                if !self.let_in(acceptor, around, runtime, ring, Duration::ZERO)? {
+                    break;
+                }
             }
+            runtime.wait(&self.expected, heard, GLANCE);
         }
         Ok(())
+    }
+
+    /// Waits so long for a caller, and lets it in or turns it away. Whether there was one.
+    fn let_in(
+        &self,
+        acceptor: &mut dyn Acceptor,
+        around: &Surroundings,
+        runtime: &dyn Runtime,
+        ring: &Bell,
+        patience: Duration,
+    ) -> Result<bool, Error> {
+        let caller = acceptor.caller(&self.session, patience)?;
+        tell_turned_away(acceptor, around);
+        let Some(caller) = caller else { return Ok(false) };
+        self.receive(caller, around);
+        runtime.ring(ring);
+        Ok(true)
     }
 
     /// Lets a caller in, or turns it away.
@@ -225,24 +243,6 @@ impl Door {
     /// Whether there is a lane to come, or the source may come again.
     fn expects_someone(&self) -> bool {
         self.lanes.load(SeqCst) != 0 || self.resumable.load(SeqCst)
-    }
-
-    /// Nobody is expected: turns a few away. Somebody may be expected from the next moment on, so that one of them may be
-    /// whom to let in.
-    fn show_strangers_out(
-        &self,
-        acceptor: &mut dyn Acceptor,
-        around: &Surroundings,
-        runtime: &dyn Runtime,
-        ring: &Bell,
-    ) -> Result<(), Error> {
-        for _ in 0..STRANGERS_AT_ONCE {
-            let Some(caller) = acceptor.caller(&self.session, Duration::ZERO)? else { break };
-            self.receive(caller, around);
-            runtime.ring(ring);
-        }
-        tell_turned_away(acceptor, around);
-        Ok(())
     }
 
     fn admit(&self, connection: &mut Connection, hello: &[u8; HELLO_BYTES]) -> Result<Purpose, String> {

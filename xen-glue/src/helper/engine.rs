@@ -23,8 +23,8 @@ pub trait Engine {
         stop: &AtomicBool,
     ) -> Result<Outcome, Failure>;
 
-    /// The share of the processors that `domain` has before it is saved, for [`Self::put_back`]; nothing where its
-    /// scheduler knows no cap, since nobody caps it there.
+    /// The share of the processors that `domain` has before it is saved, for [`Self::put_back`]; nothing where nobody is
+    /// going to cap it: it is not asked for, or its scheduler knows no cap.
     fn share(&self, domain: DomainId) -> Option<Scheduling>;
 
     /// Puts back what a worker that was killed while it saved `domain` has left behind: the log of written pages, and a cap

@@ -20,7 +20,7 @@ use crate::abi::{DomainId, Scheduling, ShadowOp, Xen};
 use crate::ferry::{Ferried, Plan, attached};
 use crate::restore::{self, RestoreError, Wiring};
 use crate::save::{self, Options, SaveError};
-use crate::settings::{ModeName, Settings};
+use crate::settings::{ModeName, Settings, Throttle};
 use crate::xenstore::Xenstore;
 
 /// Between two lines about rate and time left.
@@ -49,6 +49,8 @@ impl Engine for Hypervisor {
     }
 
     fn share(&self, domain: DomainId) -> Option<Scheduling> {
+        // A setting that can't be read is the worker's to report: it caps nothing then.
+        Settings::load().ok().filter(|settings| settings.throttle == Throttle::Auto)?;
         Xen::open().and_then(|mut xen| xen.scheduling(domain)).ok()
     }
 

@@ -91,7 +91,13 @@ fn begin(lab: &Lab) -> Result<(Guest, Count)> {
 }
 
 /// The migration failed with words, the guest goes on on host 1, every page of it right, and nothing is left of the attempt.
-fn goes_on(lab: &Lab, guest: &Guest, before: Count, helper: Helper, report: &Report) -> Result<Count> {
+pub(super) fn goes_on(
+    lab: &Lab,
+    guest: &Guest,
+    before: Count,
+    helper: Helper,
+    report: &Report,
+) -> Result<Count> {
     if report.source.code == 0 {
         bail!("the migration should have failed, and xl says it did not:\n{}", report.text());
     }
