@@ -192,6 +192,9 @@ pub(crate) struct SendArgs {
     /// What to do when it still does
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = IfNotConverging::Finish)]
     pub(crate) if_not_converging: IfNotConverging,
+    /// How long the other end may be silent before it is taken for lost
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub(crate) patience: Duration,
     /// How long to dial the target again when the link is lost behind the commit; then it is for `resolve`
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub(crate) redial_for: Duration,
@@ -265,6 +268,9 @@ pub(crate) struct ReceiveArgs {
     /// Receive in the clear: whoever is on the way sees the guest's memory, and can change it
     #[arg(long)]
     pub(crate) plaintext: bool,
+    /// How long the other end may be silent before it is taken for lost
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub(crate) patience: Duration,
     /// How long to wait for a source that was lost once the guest could start here
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub(crate) redial_for: Duration,
@@ -307,10 +313,10 @@ pub(crate) struct PlanArgs {
 pub(crate) struct ResolveArgs {
     /// The migration's number
     pub(crate) migration: Option<String>,
-    /// The other host does not run the guest: take it back here
+    /// This host has the guest: take it back where it was given up here; where it runs here, forget the record
     #[arg(long, requires = "migration", conflicts_with = "there")]
     pub(crate) here: bool,
-    /// The other host runs the guest: end the paused one here
+    /// The other host has the guest: end the paused one here, or forget the record of one that does not run here
     #[arg(long, requires = "migration")]
     pub(crate) there: bool,
 }

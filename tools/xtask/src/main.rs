@@ -14,6 +14,7 @@ mod rules;
 mod run;
 mod setup;
 mod tests_step;
+mod trials;
 
 use std::process::{ExitCode, Stdio};
 
@@ -36,13 +37,19 @@ enum Command {
         #[arg(long)]
         no_install: bool,
         /// Only these steps, by the beginning of their names: format, project, dependencies, lints, documentation,
-        /// command-line, fuzzers, xen lab, tests
+        /// command-line, fuzzers, faults, xen lab, tests
         #[arg(long, value_name = "STEP,...", value_delimiter = ',')]
         only: Vec<String>,
     },
     /// The comparison harness, in a release build; arguments go to it as they are.
     Bench {
         /// Arguments for the harness.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Every fault, at every moment of a migration, in every mode, on real processes; takes root
+    Faults {
+        /// `--tier full` for all of it, `--jobs N`, words that a case's name (fault/moment/mode) must contain.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -72,6 +79,7 @@ fn main() -> ExitCode {
     let outcome: Result<()> = match Cli::parse().command {
         Command::Ci { no_install, only } => ci::run(no_install, &only),
         Command::Fuzz { name, seconds } => fuzz::run(name.as_deref(), seconds),
+        Command::Faults { arguments } => trials::run(&[vec!["faults".to_owned()], arguments].concat()),
         Command::Mutants { name } => mutants::run(name.as_deref()),
         Command::Bench { arguments } => {
             run::cargo(["run", "--release", "--quiet", "--package", "bench", "--"])

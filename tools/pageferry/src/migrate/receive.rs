@@ -45,6 +45,7 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
     let mut config = Config {
         direct: args.direct,
         wait: Some(args.wait),
+        patience: args.patience,
         redial_for: args.redial_for,
         ..Config::default()
     };

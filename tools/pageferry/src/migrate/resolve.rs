@@ -7,7 +7,7 @@
 use mover::ExitClass;
 use mover::journal::{self, Entry, Record, Role};
 use mover::process::client::GuestClient;
-use mover::process::control;
+use mover::process::control::{self, Status};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -38,7 +38,12 @@ pub(crate) fn run(args: &ResolveArgs, console: &Console) -> Outcome {
     // Both ends may be on this host; the guest that was given up is the source's.
     found.sort_by_key(|(_, record)| record.role != Role::Source);
     let (path, record) = found[0];
-    if args.here { take_back(path, record, console) } else { give_up(path, record, console) }
+    match (record.role, args.here) {
+        (Role::Source, true) => source_here(path, record, console),
+        (Role::Source, false) => source_there(path, record, console),
+        (Role::Target, true) => target_here(path, record, console),
+        (Role::Target, false) => target_there(path, record, console),
+    }
 }
 
 fn list(records: &[(PathBuf, Record)], console: &Console) -> Outcome {
@@ -53,45 +58,81 @@ fn list(records: &[(PathBuf, Record)], console: &Console) -> Outcome {
 struct Told<'a> {
     #[serde(flatten)]
     record: &'a Record,
+    /// What the guest is doing on this host; nothing where none answers.
+    guest_phase: Option<control::Phase>,
     meaning: String,
 }
 
 fn tell(record: &Record, console: &Console) -> Outcome {
-    let meaning = meaning(record);
+    let status = status(record);
+    let meaning = meaning(record, status.as_ref());
     if console.json {
-        let text = serde_json::to_string(&Told { record, meaning })
+        let guest_phase = status.map(|status| status.phase);
+        let text = serde_json::to_string(&Told { record, guest_phase, meaning })
             .map_err(|error| Failure::new(ExitClass::Internal, error.to_string()))?;
         return console.print(&text);
     }
     console.print(&format!("{}  {}: {meaning}", record.migration, record.guest))
 }
 
-/// What a record says about who has the guest, and what to do.
-fn meaning(record: &Record) -> String {
+/// How the guest is that a record is about; `None` where none answers.
+fn status(record: &Record) -> Option<Status> {
+    GuestClient::connect(Path::new(&record.handle)).and_then(|client| client.status()).ok()
+}
+
+/// What a record and the guest, if it answers, say about who has the guest, and what to do.
+fn meaning(record: &Record, status: Option<&Status>) -> String {
     let peer = &record.peer;
     let id = record.migration.get(..8).unwrap_or(&record.migration);
-    match (record.role, record.entry) {
-        (Role::Source, Entry::Open) => {
-            "on its way from here, or broken off before it was given up: the guest is this host's".to_owned()
+    match (record.role, record.entry, status) {
+        (Role::Source, Entry::Open, Some(status)) if status.migration.is_some() => {
+            format!("on its way to {peer}; the guest is this host's until it is given up")
         }
-        (Role::Source, _) => format!(
+        (Role::Source, Entry::Open, _) => format!(
+            "broken off before it was given up: the guest is this host's. `pageferry resolve {id} --here` forgets this"
+        ),
+        (Role::Source, _, Some(status)) if status.phase == control::Phase::Running => format!(
+            "broken off as it was to be given up: the guest runs here, and was not started on {peer}. `pageferry \
+             resolve {id} --here` forgets this"
+        ),
+        (Role::Source, ..) => format!(
             "given up here to {peer}, its start there not confirmed. Run `pageferry resolve {id}` there. If it was \
              started: `pageferry resolve {id} --there` here; if not: `pageferry resolve {id} --here` here"
         ),
-        (Role::Target, Entry::Open) => format!(
-            "on its way from {peer}, or broken off before it was started: it does not run here, and this host will \
-             not start it any more"
+        (Role::Target, Entry::Open, Some(status)) if status.migration.is_some() => {
+            format!("on its way from {peer}; it does not run here yet")
+        }
+        (Role::Target, Entry::Open | Entry::Discarded, _) => format!(
+            "from {peer}: never started here, and this host will not start it any more. `pageferry resolve {id} \
+             --there` forgets this"
         ),
-        (Role::Target, Entry::Discarded) => format!("from {peer}: never started here"),
-        (Role::Target, _) => format!("from {peer}: started here, this host has the guest"),
+        (Role::Target, _, Some(status)) if status.holding && status.migration.is_none() => format!(
+            "from {peer}: started here, this host has the guest, but it waits for pages that nobody loads any more"
+        ),
+        (Role::Target, _, Some(status)) if status.phase == control::Phase::Running => format!(
+            "from {peer}: started here, this host has the guest. `pageferry resolve {id} --here` forgets this"
+        ),
+        (Role::Target, ..) => format!(
+            "from {peer}: recorded as started here, but it does not run here. Killed before it came up, or ended since: \
+             if it is to go on where it was before, `pageferry resolve {id} --here` on {peer}; then `pageferry resolve \
+             {id} --there` here"
+        ),
+    }
+}
+
+/// Refuses where an engine is still at it.
+fn not_under_way(record: &Record, status: Option<&Status>) -> Outcome {
+    match status.and_then(|status| status.migration.as_ref()) {
+        Some(_) if record.entry != Entry::Committed => Err(Failure::usage(format!(
+            "guest {} is still on its way: there is nothing to settle yet",
+            record.guest
+        ))),
+        _ => Ok(()),
     }
 }
 
 /// The guest, given up and paused, that a source's record is about.
 fn given_up(record: &Record) -> Outcome<GuestClient> {
-    if record.role != Role::Source || record.entry != Entry::Committed {
-        return Err(Failure::usage(format!("there is nothing to settle: {}", meaning(record))));
-    }
     let client = GuestClient::connect(Path::new(&record.handle))?;
     let status = client.status()?;
     if status.phase != control::Phase::Released {
@@ -101,20 +142,66 @@ fn given_up(record: &Record) -> Outcome<GuestClient> {
     Ok(client)
 }
 
-fn take_back(path: &Path, record: &Record, console: &Console) -> Outcome {
-    let client = given_up(record)?;
-    client.attach(control::Role::Source, &record.migration)?;
-    client.reclaim()?;
-    client.resume()?;
+fn source_here(path: &Path, record: &Record, console: &Console) -> Outcome {
+    if record.entry != Entry::Committed {
+        not_under_way(record, status(record).as_ref())?;
+        return forget(path);
+    }
+    // It goes on running only once it has been reclaimed: a second call finds it so, and only forgets the record.
+    if status(record).is_none_or(|status| status.phase != control::Phase::Running) {
+        let client = given_up(record)?;
+        client.attach(control::Role::Source, &record.migration)?;
+        client.reclaim()?;
+        client.resume()?;
+    }
     forget(path)?;
     console.note(&format!("guest {} runs here again", record.guest));
     Ok(())
 }
 
-fn give_up(path: &Path, record: &Record, console: &Console) -> Outcome {
-    given_up(record)?.destroy()?;
+fn source_there(path: &Path, record: &Record, console: &Console) -> Outcome {
+    if record.entry != Entry::Committed {
+        return Err(Failure::usage(format!(
+            "guest {} was never given up here: {}",
+            record.guest,
+            meaning(record, status(record).as_ref())
+        )));
+    }
+    // Where its process has gone with this host's power, there is nothing left to end.
+    if status(record).is_some() {
+        given_up(record)?.destroy()?;
+    }
     forget(path)?;
     console.note(&format!("guest {} has ended here; {} has it", record.guest, record.peer));
+    Ok(())
+}
+
+fn target_here(path: &Path, record: &Record, console: &Console) -> Outcome {
+    let status = status(record);
+    not_under_way(record, status.as_ref())?;
+    let runs = status.as_ref().is_some_and(|s| s.phase == control::Phase::Running && !s.holding);
+    if record.entry != Entry::Started || !runs {
+        let message =
+            format!("guest {} is not this host's: {}", record.guest, meaning(record, status.as_ref()));
+        return Err(Failure::usage(message));
+    }
+    forget(path)?;
+    console.note(&format!("guest {} runs here", record.guest));
+    Ok(())
+}
+
+fn target_there(path: &Path, record: &Record, console: &Console) -> Outcome {
+    let status = status(record);
+    not_under_way(record, status.as_ref())?;
+    if record.entry == Entry::Started && status.is_some() {
+        return Err(Failure::usage(format!(
+            "guest {} is here: {}",
+            record.guest,
+            meaning(record, status.as_ref())
+        )));
+    }
+    forget(path)?;
+    console.note(&format!("guest {} does not run here", record.guest));
     Ok(())
 }
 

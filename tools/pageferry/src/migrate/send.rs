@@ -157,6 +157,7 @@ fn config(args: &SendArgs, workload: String) -> Config {
         lanes: if args.mode == Mode::Stock { 1 } else { args.lanes },
         max_downtime: args.max_downtime,
         max_rounds: args.max_rounds,
+        patience: args.patience,
         redial_for: args.redial_for,
         bandwidth: args.bandwidth.map(|rate| rate.0),
         throttle: args.throttle == Throttle::Auto,
@@ -165,6 +166,5 @@ fn config(args: &SendArgs, workload: String) -> Config {
             IfNotConverging::Abort => NotConverging::Abort,
         },
         verify: args.verify,
-        ..Config::default()
     }
 }

@@ -1,0 +1,49 @@
+//! Migrations of real processes under faults and under load, beside the simulator's. Each guest checks all of its memory
+//! itself; what is tried here is whether there is exactly one guest at the end, right in every page, and nothing left.
+//!
+//! Started by `cargo xtask faults` and `cargo xtask load`, in mount and process namespaces of its own: whatever ends it, nothing
+//! of it stays.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "a command-line program that reports what it does")]
+
+mod ear;
+mod faults;
+mod fuse;
+mod weather;
+mod world;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Migrations of real processes under faults and under load.
+#[derive(Parser)]
+struct Cli {
+    /// The pageferry to try
+    #[arg(long)]
+    program: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Every fault in every phase and every mode
+    Faults(faults::Arguments),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Faults(arguments) => faults::run(&cli.program, &arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("FAILED: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
