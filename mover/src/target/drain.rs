@@ -41,8 +41,9 @@ impl Reception {
         self.stage = Stage::Drained;
         let account = self.account();
         self.tell_if_there(&Message::Drained(account))?;
-        // The source may have gone by itself, or be about to dial again; it is given the time to hear that all is well.
-        let patience = self.config.patience;
+        // The source may have gone by itself, or dial again as long as it does that; it is given the time to hear that all is
+        // well, so that no operator has to tell it.
+        let patience = self.config.patience.max(self.config.redial_for);
         self.wait_for(|r| r.heard.finished || r.lost_for(patience))
     }
 
