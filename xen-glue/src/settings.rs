@@ -415,6 +415,21 @@ mod tests {
         assert_eq!(load(file, &variables), Ok(set));
     }
 
+    /// The file of the Debian package: as it is it changes nothing, and each of its lines is a default.
+    #[test]
+    fn the_file_shipped_shows_the_defaults() {
+        let shipped = include_str!("../../tools/package/pageferry.toml");
+        assert_eq!(load(shipped, &[]), Ok(Settings::default()));
+        let set: Vec<_> = shipped
+            .lines()
+            .filter_map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')))
+            .collect();
+        assert_eq!(load(&set.join("\n"), &[]), Ok(Settings::default()));
+        let keys: Vec<_> = set.iter().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
+        let all = ["policy", "max_downtime", "max_rounds", "on_no_convergence", "throttle", "mode", "lanes"];
+        assert!(all.iter().all(|key| keys.contains(key)), "{keys:?}");
+    }
+
     #[test]
     fn wrong_settings_are_named() {
         for (file, words) in [

@@ -15,7 +15,7 @@ use crate::lab::{self, Lab};
 use crate::spec::{HOST_MEMORY_MIB, HostSpec, Hypervisor, Spec, Suite};
 use crate::tests::Tier;
 use crate::tests::runner::Order;
-use crate::{headers, payload, shell, speed, wait};
+use crate::{clean_root, headers, payload, shell, speed, wait};
 
 /// Two real Xen hosts under QEMU's software emulation, and guests that are migrated between them.
 #[derive(Parser)]
@@ -87,6 +87,12 @@ enum Command {
     Headers {
         /// Where they go: DIRECTORY/RELEASE/usr/include.
         directory: PathBuf,
+    },
+    /// Prints where a Debian with Xen's toolstack and little else is; builds it if need be.
+    CleanRoot {
+        /// Debian release.
+        #[arg(long, value_enum, default_value = "bookworm")]
+        suite: Suite,
     },
     /// Migrates a guest of 512 MiB by our helper and by stock's in turns, and prints how long each took: about 20 minutes.
     Speed {
@@ -163,6 +169,7 @@ impl Cli {
                     println!("{}", directory.display());
                 }
             }
+            Command::CleanRoot { suite } => println!("{}", clean_root::object(&cache, suite)?.display()),
             Command::Speed { runs, zero, binaries } => {
                 let binaries = binaries.map_or_else(payload::built, Ok)?;
                 println!(

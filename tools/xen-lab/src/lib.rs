@@ -21,6 +21,7 @@
 mod agent;
 pub mod cache;
 mod calls;
+mod clean_root;
 pub mod cli;
 mod cpio;
 pub mod guest;

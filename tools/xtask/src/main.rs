@@ -10,6 +10,7 @@ mod fuzz;
 mod lab_step;
 mod lexer;
 mod mutants;
+mod package;
 mod rules;
 mod run;
 mod setup;
@@ -37,7 +38,7 @@ enum Command {
         #[arg(long)]
         no_install: bool,
         /// Only these steps, by the beginning of their names: format, project, dependencies, lints, documentation,
-        /// command-line, fuzzers, faults, xen lab, tests
+        /// command-line, package, fuzzers, faults, xen lab, tests
         #[arg(long, value_name = "STEP,...", value_delimiter = ',')]
         only: Vec<String>,
     },
@@ -61,6 +62,12 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// A Debian package in target/package, of a release build.
+    Package {
+        /// Install, use, upgrade, remove and purge it in a clean root as well; takes root and a Debian mirror.
+        #[arg(long)]
+        check: bool,
+    },
     /// Plants bugs that break the invariants, one at a time, in a copy of the tree: each must make its test fail.
     Mutants {
         /// Only those with this in their names.
@@ -75,11 +82,21 @@ enum Command {
     },
 }
 
+fn package(check: bool) -> Result<()> {
+    let package = package::build(package::Profile::Release)?;
+    println!("{}", package.display());
+    if check {
+        println!("{}", package::check::run(&package)?);
+    }
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let outcome: Result<()> = match Cli::parse().command {
         Command::Ci { no_install, only } => ci::run(no_install, &only),
         Command::Fuzz { name, seconds } => fuzz::run(name.as_deref(), seconds),
         Command::Faults { arguments } => trials::run(&[vec!["faults".to_owned()], arguments].concat()),
+        Command::Package { check } => package(check),
         Command::Mutants { name } => mutants::run(name.as_deref()),
         Command::Bench { arguments } => {
             run::cargo(["run", "--release", "--quiet", "--package", "bench", "--"])

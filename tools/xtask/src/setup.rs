@@ -15,7 +15,7 @@ struct Package {
     purpose: &'static str,
 }
 
-const PACKAGES: [Package; 6] = [
+const PACKAGES: [Package; 8] = [
     Package { program: "mkfs.ext4", package: "e2fsprogs", purpose: "file systems inside test images" },
     Package { program: "sfdisk", package: "fdisk", purpose: "partition tables inside test images" },
     Package { program: "ip", package: "iproute2", purpose: "network namespaces for `--link`" },
@@ -25,6 +25,8 @@ const PACKAGES: [Package; 6] = [
         package: "libxen-dev",
         purpose: "Xen's headers, with which our layouts are compared",
     },
+    Package { program: "dh", package: "debhelper", purpose: "the Debian package" },
+    Package { program: "lintian", package: "lintian", purpose: "holds that package against Debian's policy" },
     Package { program: "fio", package: "fio", purpose: "the yardstick of the load benchmark" },
 ];
 
@@ -145,7 +147,7 @@ fn xen_headers(install: bool) -> Result<()> {
 }
 
 /// Where cargo builds.
-fn target() -> Result<PathBuf> {
+pub(crate) fn target() -> Result<PathBuf> {
     let named = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     Ok(run::root()?.join(named.unwrap_or_else(|| "target".into())))
 }

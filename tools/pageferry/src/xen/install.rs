@@ -87,11 +87,16 @@ fn tell(done: &[Done], console: &Console) -> Outcome {
     console.print(&lines.join("\n"))
 }
 
-/// The helper that came with this program.
+/// The helper that came with this program: beside it, or where its package has it.
 pub(super) fn beside_us() -> Outcome<PathBuf> {
     let ourselves = std::env::current_exe()
         .or_fail(|| "cannot tell where this program is".to_owned(), "Give --helper")?;
-    Ok(ourselves.with_file_name(PROGRAM))
+    let beside = ourselves.with_file_name(PROGRAM);
+    let packaged = ourselves.with_file_name("../libexec/pageferry").join(PROGRAM);
+    match fs::canonicalize(packaged) {
+        Ok(packaged) if !beside.exists() => Ok(packaged),
+        _ => Ok(beside),
+    }
 }
 
 /// Refuses a helper that does not run here: with it no guest could be saved or moved.
