@@ -230,6 +230,18 @@ impl SharedBitmap {
             mine.store(*theirs, SeqCst);
         }
     }
+    /// What is set now, a word at a time.
+    #[must_use]
+    pub fn snapshot(&self) -> Bitmap {
+        let mut all = Bitmap::new(self.bits);
+        for (at, word) in self.words.iter().enumerate() {
+            match word.load(SeqCst) {
+                0 => {}
+                bits => drop(all.set_word(at, bits)),
+            }
+        }
+        all
+    }
     /// Whether no bit is set, as far as that can be said while others set some.
     #[must_use]
     pub fn is_clear(&self) -> bool {

@@ -25,6 +25,11 @@ pub trait GuestMemory: Send + Sync {
     fn starts_zero(&self) -> bool {
         true
     }
+    /// Keeps `pages` as they are, on the source, where its owner may take the guest away once it is released: they may be
+    /// asked for until the drain is over. Called again and again while it runs, each time with all of them.
+    fn keep(&self, _pages: &Bitmap) -> Result<(), GuestError> {
+        Ok(())
+    }
     /// Sets in `into` the pages known never to have been touched, which read as zero, without touching them.
     /// A backend that can't tell sets nothing.
     fn untouched(&self, into: &mut Bitmap) -> Result<(), GuestError>;
@@ -83,6 +88,23 @@ pub trait HoldBack: Send + Sync {
     /// Takes the pages of `outstanding` away from the guest, whatever they held, before it starts: an access from
     /// it or on its behalf waits. Pages not named are the guest's.
     fn hold_back(&self, outstanding: &Bitmap) -> Result<(), GuestError>;
+    /// Whether holding a page back takes long, so that it is done page by page with [`Self::hold_ahead`] while the rounds
+    /// come in, and [`Self::hold_back`] is asked for such pages only.
+    fn holds_ahead(&self) -> bool {
+        false
+    }
+    /// Holds back one outstanding page that nobody writes meanwhile. False if it can't be: it is loaded before the start.
+    fn hold_ahead(&self, _pfn: Pfn) -> Result<bool, GuestError> {
+        Ok(false)
+    }
+    /// Whether [`Self::hold_ahead`] has held back `pfn`, and it was not released since.
+    fn is_held(&self, _pfn: Pfn) -> bool {
+        false
+    }
+    /// A held page that the running guest has given back instead of touching it: its content is of no use any more.
+    fn given_up(&self) -> Option<Pfn> {
+        None
+    }
     /// Gives the guest one held page with this content, atomically, and wakes who waits for it.
     fn release(&self, pfn: Pfn, page: GuestPage<'_>) -> Result<(), GuestError>;
     /// Answers a fault on a page that is not held (never touched, or released meanwhile).

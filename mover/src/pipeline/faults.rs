@@ -101,6 +101,9 @@ impl FaultServer {
                 self.serve(pfn)?;
                 self.landing.counts.faults.fetch_add(1, SeqCst);
             }
+            while let Some(pfn) = self.hold.given_up() {
+                self.landing.give_up(pfn);
+            }
         }
         Ok(())
     }

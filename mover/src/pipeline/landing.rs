@@ -120,6 +120,8 @@ pub struct Landing {
     pub hushed: AtomicBool,
     mode: AtomicU8,
     hold: OnceLock<Arc<dyn HoldBack>>,
+    /// Outstanding pages held back before the switch.
+    ahead: AtomicU64,
 }
 
 impl Landing {
@@ -137,6 +139,65 @@ impl Landing {
             hushed: AtomicBool::new(false),
             mode: AtomicU8::new(EARLY),
             hold: OnceLock::new(),
+            ahead: AtomicU64::new(0),
+        }
+    }
+
+    /// Lets pages be held back one by one from now on, before the switch.
+    ///
+    /// # Panics
+    /// If there is something already that holds pages back.
+    pub fn hold_ahead_with(&self, hold: &Arc<dyn HoldBack>) {
+        assert!(self.hold.set(Arc::clone(hold)).is_ok(), "pages are held back once");
+    }
+
+    /// Holds back the page of this reference, unless something newer has come meanwhile, or it can't be.
+    pub fn hold_ahead(&self, pfn: Pfn, version: Version) -> Result<bool, Error> {
+        let Some(hold) = self.hold.get() else { return Ok(false) };
+        if !self.is_early() || !self.table.claim_load(pfn, version) {
+            return Ok(false);
+        }
+        self.runtime.interleave();
+        // The switch waits for the claim. Until it is given back nobody else writes the page, or holds it.
+        let held = if hold.is_held(pfn) { Ok(false) } else { hold.hold_ahead(pfn) };
+        if let Ok(true) = held {
+            self.ahead.fetch_add(1, SeqCst);
+        }
+        self.table.unclaim(pfn, version, State::Outstanding(version));
+        self.runtime.ring(&self.settled);
+        // The loader may have passed it over while it was claimed.
+        if self.table.wanted.set(pfn.index()) {
+            self.runtime.ring(&self.work);
+        }
+        Ok(held?)
+    }
+
+    /// Whether pages are held back now, before the switch.
+    #[must_use]
+    pub fn holds_ahead(&self) -> bool {
+        self.is_early() && self.hold.get().is_some()
+    }
+
+    /// Whether `pfn` is held back before the switch. It stays so or not while the caller has it claimed.
+    #[must_use]
+    pub fn is_ahead(&self, pfn: Pfn) -> bool {
+        self.ahead.load(SeqCst) > 0 && self.hold.get().is_some_and(|hold| hold.is_held(pfn))
+    }
+
+    /// Outstanding pages that keep the guest from starting: those that are not held back where that is done ahead.
+    #[must_use]
+    pub fn in_the_way(&self) -> u64 {
+        self.table.outstanding().saturating_sub(self.ahead.load(SeqCst))
+    }
+
+    /// The guest has given `pfn` back, which it may do with a page it has not got yet: nothing is to be loaded for it.
+    pub fn give_up(&self, pfn: Pfn) {
+        if let State::Outstanding(version) = self.table.state(pfn)
+            && self.table.claim_load(pfn, version)
+        {
+            self.table.placed(pfn, version, State::Outstanding(version));
+            self.runtime.ring(&self.settled);
+            self.runtime.ring(&self.work);
         }
     }
 
@@ -211,6 +272,15 @@ impl Landing {
                 return Ok(Landed::Dropped);
             }
             if !self.table.claim_load(pfn, version) {
+                match self.table.state(pfn) {
+                    // It is just being held back, or was a moment ago: it is still to be loaded.
+                    State::Busy(other) if other == version => {
+                        self.table.wanted.set(pfn.index());
+                        self.runtime.ring(&self.work);
+                    }
+                    State::Outstanding(other) if other == version => continue,
+                    _ => {}
+                }
                 return Ok(Landed::Dropped);
             }
             self.runtime.interleave();
@@ -225,7 +295,7 @@ impl Landing {
 
     /// Writes a claimed page and settles it. On an error it goes back to what it was: an outstanding page is held
     /// back or loaded again, so what was written of it is never seen.
-    fn write(
+    pub(super) fn write(
         &self,
         pfn: Pfn,
         version: Version,
@@ -233,10 +303,14 @@ impl Landing {
         mut page: Incoming<'_>,
         window: &mut Window,
     ) -> Result<Landed, Error> {
+        let (early, ahead) = (self.is_early(), self.is_ahead(pfn));
         let written = match self.hold.get() {
-            Some(hold) if !self.is_early() => hold.release(pfn, page.whole()),
+            Some(hold) if !early || ahead => hold.release(pfn, page.whole()),
             _ => self.write_early(pfn, &page, window),
         };
+        if ahead && written.is_ok() {
+            self.ahead.fetch_sub(1, SeqCst);
+        }
         match written {
             Ok(()) => self.table.placed(pfn, version, before),
             Err(_) => self.table.unclaim(pfn, version, before),
@@ -260,8 +334,14 @@ impl Landing {
     /// The switch: takes every outstanding page away from the guest and from then on releases them one by one.
     /// Returns them. Called once, when all rounds are in; loads go on before and after.
     pub fn hold_back(&self, hold: &Arc<dyn HoldBack>) -> Result<Bitmap, Error> {
-        assert!(self.hold.set(Arc::clone(hold)).is_ok(), "pages are held back once");
+        if !hold.holds_ahead() {
+            self.hold_ahead_with(hold);
+        }
         let outstanding = self.switch()?;
+        if hold.holds_ahead() {
+            let bare = outstanding.iter().map(Pfn::at).find(|pfn| !hold.is_held(*pfn));
+            assert_eq!(bare, None, "a page that is not held back is outstanding");
+        }
         hold.hold_back(&outstanding)?;
         self.mode.store(HELD, SeqCst);
         self.runtime.ring(&self.settled);

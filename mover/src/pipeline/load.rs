@@ -26,6 +26,8 @@ use crate::units::{PAGE_BYTES, PAGE_BYTES_U64, Pfn, Sector, u64_of, usize_of};
 
 /// References taken in one sweep, so that a sort finds neighbours: 128 MiB of pages.
 pub const SWEEP_PAGES: usize = 32 * 1024;
+/// The same where other references are held back meanwhile: what is in a sweep has been begun.
+const SWEEP_PAGES_AHEAD: usize = 1024;
 /// Gaps up to this are read through: at 64 KiB a read costs about as much as another operation.
 pub const GAP_BYTES_MAX: u64 = 64 * 1024;
 /// Reads under way while the guest changes hands.
@@ -179,20 +181,29 @@ impl Loader {
         !empty
     }
 
-    /// Collects wanted pages, from where the last sweep ended, and sorts them by their place on disk.
+    /// Collects wanted pages, from where the last sweep ended, and sorts them by their place on disk: those first that keep
+    /// the guest from starting.
     fn take_sweep(&mut self, turn: usize) {
         let sweep = &mut self.sweeps[turn];
         sweep.wanted.clear();
         sweep.next = 0;
-        let table = &self.landing.table;
+        let landing = &self.landing;
+        let table = &landing.table;
+        let picky = landing.is_early() && landing.in_the_way() > 0;
+        let most = if landing.holds_ahead() { SWEEP_PAGES_AHEAD } else { SWEEP_PAGES };
         for _ in 0..table.wanted.words() {
-            if sweep.wanted.len() + 64 > SWEEP_PAGES {
+            if sweep.wanted.len() + 64 > most {
                 break;
             }
             let word = self.next_word;
             self.next_word = (word + 1) % table.wanted.words();
             for bit in crate::bitmap::bits_of(table.wanted.take_word(word)) {
-                sweep.wanted.extend(table.reference(Pfn::at(word * 64 + bit)));
+                let pfn = Pfn::at(word * 64 + bit);
+                if picky && landing.is_ahead(pfn) {
+                    table.wanted.set(pfn.index());
+                } else {
+                    sweep.wanted.extend(table.reference(pfn));
+                }
             }
         }
         sweep.wanted.sort_unstable_by_key(|w| (w.block, w.pfn));

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use zerocopy::byteorder::little_endian::U64;
 
-use crate::error::{Error, WireError};
+use crate::error::{Error, GuestError, WireError};
 use crate::fingerprint::{Check, CheckKey};
 use crate::limits::PAGES_PER_FRAME;
 use crate::memory::{GuestPage, PageBuf, Window};
 use crate::net::Receiver;
-use crate::pipeline::landing::Landing;
+use crate::pipeline::landing::{Incoming, Landing};
 use crate::pipeline::table::{Claim, State};
 use crate::units::{Pfn, Version, u64_of};
 use crate::wire::frame::{
@@ -134,7 +134,12 @@ impl Lane {
         for word in table::<U64>(&self.table[..header.table_bytes()]) {
             self.pfns.push(pfn_within(*word, guest)?);
         }
-        self.shared.landing.memory.map(&self.pfns, &mut self.window)?;
+        // Once the guest is being started a page is given to it whole; mapping one that it has not got would wait for it.
+        if self.shared.landing.is_early() {
+            self.shared.landing.memory.map(&self.pfns, &mut self.window)?;
+        } else {
+            self.window.clear();
+        }
         self.aim(header.version);
         let received = self.receive_payload();
         self.settle(header.version, received.is_ok());
@@ -235,9 +240,17 @@ impl Lane {
         {
             // What was never touched reads as zero already, mostly; touching it would only cost memory.
             if before != State::Empty || !landing.memory.starts_zero() {
+                let zero = Incoming::Page(&mut PageBuf::zeroed());
+                if landing.is_ahead(pfn) {
+                    return landing.write(pfn, version, before, zero, &mut self.window).map(drop);
+                }
                 landing.memory.map(&[pfn], &mut self.window)?;
-                if let Some(page) = self.window.page(0) {
-                    page.fill_zero();
+                match self.window.page(0) {
+                    Some(page) => page.fill_zero(),
+                    None if landing.memory.starts_zero() => {}
+                    None => {
+                        return Err(GuestError::State(format!("{pfn} can't be mapped on this host")).into());
+                    }
                 }
             }
             landing.table.placed(pfn, version, before);
@@ -259,6 +272,10 @@ impl Lane {
             loop {
                 let heard = landing.settled.heard();
                 match landing.table.refer(pfn, header.version, block, check) {
+                    Claim::Granted(_) if header.round > 1 => {
+                        landing.table.hot.set(pfn.index());
+                        break;
+                    }
                     Claim::Granted(_) | Claim::Stale => break,
                     Claim::Busy => landing.wait_settled(heard)?,
                 }

@@ -118,6 +118,8 @@ pub struct Sending {
     pub dirty_again: SharedBitmap,
     /// Pages whose references did not hold.
     pub refetch: SharedBitmap,
+    /// Pages that were last sent as a reference.
+    pub referred: SharedBitmap,
     /// Those of them the target's guest waits for.
     pub urgent: ArrayQueue<Pfn>,
     /// Whether `refetch` or `urgent` may hold something.
@@ -286,7 +288,12 @@ impl Lane {
             }
             // A page that can't be mapped (a hole, ballooned out) has no content: the target's reads as zero.
             let Some((class, block)) = self.classify(at) else { continue };
-            match judge(class, backlog) {
+            let fate = judge(class, backlog);
+            match fate {
+                Fate::Reference => self.shared.referred.set(pfn.index()),
+                Fate::Zero | Fate::Data => self.shared.referred.clear(pfn.index()),
+            };
+            match fate {
                 Fate::Zero => {
                     zeroes += 1;
                     run = match run {

@@ -99,6 +99,8 @@ pub struct PageTable {
     pub ask: SharedBitmap,
     /// Those asked for and not answered.
     pub asked: SharedBitmap,
+    /// Pages referenced again after the first round: the guest writes them now and then, and waits for them first.
+    pub hot: SharedBitmap,
 }
 
 impl PageTable {
@@ -119,6 +121,7 @@ impl PageTable {
             wanted: SharedBitmap::new(bits),
             ask: SharedBitmap::new(bits),
             asked: SharedBitmap::new(bits),
+            hot: SharedBitmap::new(bits),
         }
     }
 

@@ -123,7 +123,10 @@ impl GuestMemory for SimMemory {
         for pfn in pfns {
             guest.in_range(*pfn)?;
         }
-        guest.memory[self.hold.host].map(pfns.iter().map(|p| Some(usize_of(p.0))), window);
+        let state = guest.state();
+        let absent = |at: usize| self.hold.host == TARGET && state.shape.ahead && state.held.get(at);
+        let there = |pfn: &Pfn| Some(usize_of(pfn.0)).filter(|at| !absent(*at));
+        guest.memory[self.hold.host].map(pfns.iter().map(there), window);
         Ok(())
     }
 
@@ -335,20 +338,40 @@ struct SimHoldBack {
     hold: Arc<Hold>,
 }
 
-impl HoldBack for SimHoldBack {
-    fn hold_back(&self, outstanding: &Bitmap) -> Result<(), GuestError> {
+impl SimHoldBack {
+    fn take_away(&self, at: usize) -> Result<(), GuestError> {
         self.hold.enter()?;
         let guest = &self.hold.guest;
-        let phase = guest.phases().1;
-        if phase == TargetPhase::Running {
+        if guest.phases().1 == TargetPhase::Running {
             guest.scheduler.fail("pages are taken away from a running guest".to_owned());
         }
-        let mut state = guest.state();
-        for at in outstanding.iter() {
-            state.held.set(at);
-            guest.memory[TARGET].page(at).copy_from_slice(&[0xee; PAGE_BYTES]);
-        }
+        guest.state().held.set(at);
+        guest.memory[TARGET].page(at).copy_from_slice(&[0xee; PAGE_BYTES]);
         Ok(())
+    }
+}
+
+impl HoldBack for SimHoldBack {
+    fn hold_back(&self, outstanding: &Bitmap) -> Result<(), GuestError> {
+        outstanding.iter().try_for_each(|at| self.take_away(at))
+    }
+
+    fn holds_ahead(&self) -> bool {
+        self.hold.guest.state().shape.ahead
+    }
+
+    fn hold_ahead(&self, pfn: Pfn) -> Result<bool, GuestError> {
+        let at = self.hold.guest.in_range(pfn)?;
+        self.hold.guest.scheduler.interleave();
+        let refused = self.hold.guest.state().rng.once_in(8);
+        if !refused {
+            self.take_away(at)?;
+        }
+        Ok(!refused)
+    }
+
+    fn is_held(&self, pfn: Pfn) -> bool {
+        self.hold.guest.state().held.get(usize_of(pfn.0))
     }
 
     fn release(&self, pfn: Pfn, page: GuestPage<'_>) -> Result<(), GuestError> {
@@ -357,7 +380,9 @@ impl HoldBack for SimHoldBack {
         let at = guest.in_range(pfn)?;
         let (held, right) = {
             let state = guest.state();
-            (state.held.get(at), state.snapshot.get(at) == Some(&digest(page)))
+            // What is newer may still come as long as the guest runs on the source.
+            let early = state.shape.ahead && state.target == TargetPhase::Incoming;
+            (state.held.get(at), early || state.snapshot.get(at) == Some(&digest(page)))
         };
         if !held {
             return Err(refused(format!("{pfn} is not held back")));

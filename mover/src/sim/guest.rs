@@ -29,6 +29,8 @@ pub(crate) struct GuestShape {
     pub(crate) state_bytes: u64,
     /// The target can hold pages back.
     pub(crate) lazy: bool,
+    /// It does so while the rounds come in, page by page.
+    pub(crate) ahead: bool,
     /// The target has a gate before its disks.
     pub(crate) gate: bool,
     /// Memory can be pinned.
@@ -48,6 +50,7 @@ impl GuestShape {
             gap: rng.pick(&[20_000, 200_000, 2_000_000, 20_000_000]),
             state_bytes: rng.magnitude(1, 200_000),
             lazy: !rng.once_in(8),
+            ahead: false,
             gate: rng.once_in(2),
             pinnable: rng.once_in(2),
             knows_untouched: rng.once_in(2),

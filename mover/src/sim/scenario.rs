@@ -99,7 +99,8 @@ impl Scenario {
     /// What `seed` stands for.
     pub(crate) fn of(seed: u64) -> Self {
         let mut rng = Rng::new(seed, "scenario");
-        let guest = GuestShape::drawn(&mut rng);
+        let mut guest = GuestShape::drawn(&mut rng);
+        guest.ahead = guest.lazy && seed % 4 == 3;
         let disk = DiskShape::drawn(&mut rng, guest.pages);
         let link = LinkShape::drawn(&mut rng);
         let config = Config {
@@ -119,6 +120,7 @@ impl Scenario {
             verify: rng.once_in(3),
             patience: Duration::from_secs(10),
             redial_for: Duration::from_secs(rng.pick(&[5, 60])),
+            holds_ahead: guest.ahead,
         };
         let count = rng.pick(&[0, 1, 1, 1, 1, 2, 2, 3]);
         Self {

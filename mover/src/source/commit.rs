@@ -22,6 +22,7 @@ impl Migration {
     /// Waits until the target could start the guest, gives it up, and has the target start it.
     pub(super) fn commit(&mut self) -> Result<(), Error> {
         self.wait_for(|m| m.heard.ready)?;
+        self.keep_referred()?;
         self.journal.record(Entry::Committed)?;
         self.life.release()?;
         self.hold = Hold::Released;

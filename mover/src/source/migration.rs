@@ -133,6 +133,7 @@ fn new_sending(parts: &Parts, config: &Config, around: &Surroundings) -> Arc<Sen
         pace: Pace::new(config.bandwidth),
         dirty_again: SharedBitmap::new(bits),
         refetch: SharedBitmap::new(bits),
+        referred: SharedBitmap::new(bits),
         urgent: ArrayQueue::new(URGENT),
         refetch_asked: AtomicBool::new(false),
         version: AtomicU32::new(0),
@@ -358,6 +359,8 @@ impl Migration {
         let last = self.hold == Hold::Paused;
         let disk_limit_s = match self.config.mode {
             Mode::Refer if last => self.config.max_downtime.as_secs_f64() / 4.0,
+            // No reference at all: what the guest has written last it wants first.
+            Mode::Lazy if last && self.config.holds_ahead => -1.0,
             _ => f64::INFINITY,
         };
         let per_page = if last && self.config.mode == Mode::Lazy { 0.0 } else { per_page };

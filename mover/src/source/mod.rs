@@ -72,6 +72,9 @@ pub struct Config {
     pub throttle: bool,
     /// What else to do then.
     pub not_converging: NotConverging,
+    /// Holding pages back takes the target long (paging on Xen): it does so while the rounds run, the pause waits for that,
+    /// and the stopped guest's pages are sent rather than referred to.
+    pub holds_ahead: bool,
     /// Compare a digest of every page before the restart.
     pub verify: bool,
     /// How long the peer may be silent.
@@ -91,6 +94,7 @@ impl Default for Config {
             bandwidth: None,
             throttle: false,
             not_converging: NotConverging::Finish,
+            holds_ahead: false,
             verify: false,
             patience: Duration::from_secs(10),
             redial_for: Duration::from_secs(300),

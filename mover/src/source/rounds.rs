@@ -33,6 +33,7 @@ impl Migration {
             });
             let hot = hot.filter(|_| self.rounds > 1 && self.config.mode != Mode::Stock);
             self.live_round(&pages, hot.as_ref())?;
+            self.keep_referred()?;
             self.harvest()?;
             let dirty = self.next.count();
             let now = self.around.runtime.now();
@@ -80,6 +81,19 @@ impl Migration {
         Ok(())
     }
 
+    /// Whether the target holds pages back while the rounds run.
+    pub(super) fn is_held_ahead(&self) -> bool {
+        self.config.mode == Mode::Lazy && self.config.holds_ahead
+    }
+
+    /// Keeps the pages that the target may ask for when the guest is gone from here.
+    pub(super) fn keep_referred(&self) -> Result<(), Error> {
+        if self.config.mode == Mode::Lazy {
+            self.memory.keep(&self.sending.referred.snapshot())?;
+        }
+        Ok(())
+    }
+
     /// Gives the lanes a round and tells the target; returns its number.
     pub(super) fn post(
         &mut self,
@@ -108,7 +122,8 @@ impl Migration {
     /// Whether loading what is outstanding would make the downtime longer: where all is loaded before the restart.
     fn disks_lag(&self) -> bool {
         let seconds = f64_of(self.heard.feedback.outstanding) * self.disk_seconds_a_page();
-        self.config.mode == Mode::Refer && seconds > self.config.max_downtime.as_secs_f64() / 4.0
+        let waits = self.config.mode == Mode::Refer || self.is_held_ahead();
+        waits && seconds > self.config.max_downtime.as_secs_f64() / 4.0
     }
 
     fn observe(&self, dirty: u64, dirty_before: Option<u64>, waited: Duration) -> Observation {

@@ -4,6 +4,7 @@
 //! behind on this host, and the source is told why.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod connect;
 mod drain;
 mod prepare;

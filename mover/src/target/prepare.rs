@@ -1,11 +1,14 @@
 //! Rounds come in; then everything that is not outstanding is there, and the guest is made ready to start.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use crate::error::Error;
+use crate::guest::HoldBack;
 use crate::pipeline::faults::{FaultServer, SmallLoader};
 use crate::pipeline::gate::{self, GateKeeper};
 use crate::pipeline::load::Loader;
+use crate::target::ahead::Ahead;
 use crate::target::reception::{Reception, Stage};
 use crate::units::Pfn;
 use crate::wire::control::Message;
@@ -23,6 +26,11 @@ impl Reception {
                 Arc::clone(&self.finish),
             )?;
             self.spawn("pf-load", |_| loader.run());
+            if let Some(hold) = self.holds_ahead() {
+                self.landing.hold_ahead_with(&hold);
+                let ahead = Ahead::new(Arc::clone(&self.landing), Arc::clone(&self.finish));
+                self.spawn("pf-ahead", |_| ahead.run());
+            }
             if self.shape.lazy && self.lazy.is_ok() {
                 for _ in 0..1 + usize::from(self.gate.is_some()) {
                     let (landing, disks) = (Arc::clone(&self.landing), Arc::clone(&disks));
@@ -43,7 +51,13 @@ impl Reception {
             self.no_mismatch("the guest goes on at the source")?;
         }
         match self.lazy.clone() {
-            Ok(hold) if self.shape.lazy => self.hold_back(&hold)?,
+            Ok(hold) if self.shape.lazy => {
+                if hold.holds_ahead() {
+                    self.wait_for(|r| r.landing.in_the_way() == 0)?;
+                    self.landing.hushed.store(true, SeqCst);
+                }
+                self.hold_back(&hold)?;
+            }
             _ => {
                 self.wait_for(|r| r.landing.table.outstanding() == 0)?;
                 self.landing.seal()?;
@@ -59,8 +73,15 @@ impl Reception {
         })
     }
 
+    /// What holds pages back while the rounds come in, where that is how it is done.
+    pub(super) fn holds_ahead(&self) -> Option<Arc<dyn HoldBack>> {
+        let hold = self.lazy.as_ref().ok().filter(|hold| self.shape.lazy && hold.holds_ahead())?;
+        // Without disks there are no references, and nothing is ever outstanding.
+        self.disks.as_ref().map(|_| Arc::clone(hold))
+    }
+
     /// Holds back what is outstanding and starts those who will load it for the running guest.
-    fn hold_back(&mut self, hold: &Arc<dyn crate::guest::HoldBack>) -> Result<(), Error> {
+    fn hold_back(&mut self, hold: &Arc<dyn HoldBack>) -> Result<(), Error> {
         let outstanding = self.landing.hold_back(hold)?;
         self.lazy_pages = outstanding.count();
         let Some(disks) = self.disks.clone().filter(|_| self.lazy_pages > 0) else { return Ok(()) };
@@ -90,7 +111,6 @@ impl Reception {
 
     /// An error if any page differed from its digest.
     pub(super) fn no_mismatch(&self, outcome: &'static str) -> Result<(), Error> {
-        use std::sync::atomic::Ordering::SeqCst;
         match self.landing.counts.mismatched.load(SeqCst) {
             0 => Ok(()),
             count => {

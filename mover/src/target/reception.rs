@@ -272,7 +272,9 @@ impl Reception {
                 Message::Ping | Message::Round(..) => {}
                 Message::Final(round, bytes) => {
                     self.heard.last_round = Some(round);
-                    self.landing.hushed.store(self.shape.lazy && self.lazy.is_ok(), SeqCst);
+                    // Where pages are held back ahead, the others are still to be loaded.
+                    let waits = self.lazy.as_ref().is_ok_and(|hold| !hold.holds_ahead());
+                    self.landing.hushed.store(self.shape.lazy && waits, SeqCst);
                     self.heard.state_bytes = crate::units::usize_of(bytes.into());
                 }
                 Message::State(chunk) => {
@@ -411,8 +413,10 @@ impl Reception {
 
     fn feedback(&self) -> Feedback {
         let counts = &self.landing.counts;
+        let ahead = self.stage == Stage::Filling && self.holds_ahead().is_some();
+        let outstanding = if ahead { self.landing.in_the_way() } else { self.landing.table.outstanding() };
         Feedback {
-            outstanding: self.landing.table.outstanding(),
+            outstanding,
             checked: counts.checked.load(SeqCst),
             failed: counts.failed.load(SeqCst),
             disk_bytes: counts.disk_bytes.load(SeqCst),

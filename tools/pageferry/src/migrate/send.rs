@@ -165,6 +165,7 @@ fn config(args: &SendArgs, workload: String) -> Config {
             IfNotConverging::Finish => NotConverging::Finish,
             IfNotConverging::Abort => NotConverging::Abort,
         },
+        holds_ahead: false,
         verify: args.verify,
     }
 }
