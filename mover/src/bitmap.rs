@@ -2,8 +2,7 @@
 //! (`docs/DEPENDENCIES.md`). [`Bitmap`] has one owner, [`SharedBitmap`] many.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::SeqCst;
+use crate::sync::{AtomicU64, Ordering::SeqCst};
 
 /// One bit per page (or per 4 KiB block of a disk).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -5,7 +5,7 @@
 //! ([`net`]), disks ([`disk`]), and time, threads and randomness ([`runtime`]). [`process`] implements them for a
 //! guest that is an ordinary process, `sim`, built for tests only, for a world driven by a seed.
 //!
-//! Imports run one way, each group uses only those before it: units, error, limits | kernel, memory, bitmap, runtime, fingerprint,
+//! Imports run one way, each group uses only those before it: units, error, limits, sync | kernel, memory, bitmap, runtime, fingerprint,
 //! wire | disk, index, net | guest, report, policy, journal, state | pipeline | source, target | process, sim.
 
 pub mod bitmap;
@@ -17,6 +17,8 @@ pub mod index;
 pub mod journal;
 pub mod kernel;
 pub mod limits;
+#[cfg(all(test, feature = "loom"))]
+mod loom_models;
 pub mod memory;
 pub mod net;
 pub mod pipeline;
@@ -28,6 +30,7 @@ pub mod runtime;
 mod sim;
 pub mod source;
 pub mod state;
+mod sync;
 pub mod target;
 pub mod units;
 pub mod wire;

@@ -20,10 +20,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::layout::Layout;
 use crate::memory::Mapping;
+use crate::sync::{AtomicU64, Ordering};
 use crate::units::{SECTORS_PER_PAGE, Sector, u64_of, usize_of};
 
 /// Words of a bucket: a cache line.
@@ -62,6 +62,19 @@ fn mark(hint: u64) -> Mark {
     Mark { high: hint & !UNIT_MASK, low: (hint & u64::from(u32::MAX)).max(1) }
 }
 
+/// Words of a mapped file.
+#[cfg(not(all(test, feature = "loom")))]
+#[inline]
+fn mapped<'m>(map: &'m Mapping, range: &Range<usize>) -> &'m [AtomicU64] {
+    &map.words()[range.clone()]
+}
+
+/// The kernel's words are not loom's.
+#[cfg(all(test, feature = "loom"))]
+fn mapped<'m>(_: &'m Mapping, range: &Range<usize>) -> &'m [AtomicU64] {
+    unreachable!("a model maps no file, and has no words {range:?} of one")
+}
+
 /// Words of this process, or of a mapped file.
 enum Words {
     Own(Box<[AtomicU64]>),
@@ -76,7 +89,7 @@ impl Words {
     fn get(&self) -> &[AtomicU64] {
         match self {
             Self::Own(words) => words,
-            Self::Mapped(map, range) => &map.words()[range.clone()],
+            Self::Mapped(map, range) => mapped(map, range),
         }
     }
 }
@@ -199,7 +212,7 @@ impl Table {
     fn chunk(&self, unit: u64) -> Option<&[AtomicU64]> {
         match self.reverse.get(usize_of(unit / CHUNK_UNITS))? {
             Chunk::Own(once) => once.get().map(|words| &**words),
-            Chunk::Mapped(range) => self.map.as_ref().map(|map| &map.words()[range.clone()]),
+            Chunk::Mapped(range) => self.map.as_ref().map(|map| mapped(map, range)),
         }
     }
 
@@ -218,7 +231,7 @@ impl Table {
             Chunk::Own(once) if tag == 0 && once.get().is_none() => return,
             Chunk::Own(once) => once.get_or_init(|| (0..CHUNK_WORDS).map(|_| AtomicU64::new(0)).collect()),
             Chunk::Mapped(range) => match &self.map {
-                Some(map) => &map.words()[range.clone()],
+                Some(map) => mapped(map, range),
                 None => return,
             },
         };

@@ -10,6 +10,8 @@ pub mod nh;
 mod owned;
 mod page;
 mod raw;
+#[cfg(all(test, feature = "loom"))]
+pub(crate) mod watched;
 
 pub use arena::{Arena, Backing};
 pub use mapping::Mapping;

@@ -6,10 +6,10 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::runtime::{Bell, Moment, Runtime};
+use crate::sync::{AtomicU64, Ordering};
 
 /// What may be sent at once after a silence: as many bytes as the cap carries in this time.
 pub const BURST: Duration = Duration::from_millis(5);
@@ -65,7 +65,7 @@ impl Pace {
     }
 
     /// Moves the moment on by what `bytes` cost and returns the moment at which they may go.
-    fn book(&self, now: Moment, bytes: u64, rate: u64) -> Moment {
+    pub(crate) fn book(&self, now: Moment, bytes: u64, rate: u64) -> Moment {
         let oldest = now.0.saturating_sub(nanoseconds(BURST));
         let cost = u128::from(bytes) * 1_000_000_000 / u128::from(rate);
         let cost = u64::try_from(cost).unwrap_or(u64::MAX);

@@ -1,10 +1,10 @@
 //! The first error of a migration, shared by its tasks: whoever fails says so here, everyone else sees it and ends.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::Error;
 use crate::runtime::{Bell, Runtime};
+use crate::sync::{AtomicBool, Ordering};
 
 /// A place for the first error.
 #[derive(Default)]

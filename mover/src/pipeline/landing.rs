@@ -13,7 +13,7 @@
 //! Whoever writes claims the page first and reads the mode after; [`Landing::hold_back`] and [`Landing::seal`] set the mode first and reads
 //! the table after. So either the writer sees the switch, or the switch sees the writer's claim and waits.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use crate::memory::{GuestPage, PageBuf, Window};
 use crate::pipeline::Failure;
 use crate::pipeline::table::{Claim, PageTable, State};
 use crate::runtime::{Bell, Runtime};
+use crate::sync::{AtomicBool, AtomicU8, Ordering::SeqCst};
 use crate::units::{PAGE_BYTES, Pfn, Version};
 
 const EARLY: u8 = 0;
@@ -201,7 +202,7 @@ impl Landing {
         }
     }
 
-    /// Whether pages may be written through a window. Asked before a claim it is advice; after one, the truth.
+    /// Whether pages may be written through a window. Asked before a claim it is advice; after one, a yes is the truth.
     #[must_use]
     pub fn is_early(&self) -> bool {
         self.mode.load(SeqCst) == EARLY
@@ -209,7 +210,16 @@ impl Landing {
 
     /// Claims `pfn` as this moment allows. `Busy` also while the mode switches: wait with [`Self::wait_settled`].
     pub fn claim(&self, pfn: Pfn, version: Version) -> Claim {
-        let mode = self.mode.load(SeqCst);
+        self.claim_in(self.mode.load(SeqCst), pfn, version)
+    }
+
+    /// Claims `pfn` to write it through a window, by whatever way; `Busy` also once the mode has changed: [`Self::land`] it then.
+    pub fn claim_early(&self, pfn: Pfn, version: Version) -> Claim {
+        // Looked at here and not before: a mode seen earlier may be over, and the claim one of a page that is held.
+        if self.is_early() { self.claim_in(EARLY, pfn, version) } else { Claim::Busy }
+    }
+
+    fn claim_in(&self, mode: u8, pfn: Pfn, version: Version) -> Claim {
         let claim = match mode {
             SWITCHING => return Claim::Busy,
             SEALED => return Claim::Stale,
@@ -303,9 +313,11 @@ impl Landing {
         mut page: Incoming<'_>,
         window: &mut Window,
     ) -> Result<Landed, Error> {
-        let (early, ahead) = (self.is_early(), self.is_ahead(pfn));
+        let ahead = self.is_ahead(pfn);
         let written = match self.hold.get() {
-            Some(hold) if !early || ahead => hold.release(pfn, page.whole()),
+            // A claim made early outlives the mode by a moment: until the switch has waited for it, the page is nobody's else
+            // to write, and not held yet.
+            Some(hold) if self.mode.load(SeqCst) == HELD || ahead => hold.release(pfn, page.whole()),
             _ => self.write_early(pfn, &page, window),
         };
         if ahead && written.is_ok() {

@@ -152,13 +152,15 @@ impl Lane {
         let landing = &self.shared.landing;
         self.aims.clear();
         for (at, pfn) in self.pfns.iter().enumerate() {
-            self.aims.push(match landing.is_early() {
-                true if self.window.page(at).is_some() => match landing.claim(*pfn, version) {
+            // Nothing was mapped where the guest was being started already.
+            let there = at < self.window.len() && self.window.page(at).is_some();
+            self.aims.push(match there {
+                true => match landing.claim_early(*pfn, version) {
                     Claim::Granted(before) => Aim::Guest(before),
                     Claim::Stale => Aim::Nowhere,
                     Claim::Busy => Aim::Aside,
                 },
-                _ => Aim::Aside,
+                false => Aim::Aside,
             });
         }
     }
@@ -235,9 +237,7 @@ impl Lane {
     }
 
     fn zero_page(&mut self, landing: &Landing, pfn: Pfn, version: Version) -> Result<(), Error> {
-        if landing.is_early()
-            && let Claim::Granted(before) = landing.claim(pfn, version)
-        {
+        if let Claim::Granted(before) = landing.claim_early(pfn, version) {
             // What was never touched reads as zero already, mostly; touching it would only cost memory.
             if before != State::Empty || !landing.memory.starts_zero() {
                 let zero = Incoming::Page(&mut PageBuf::zeroed());

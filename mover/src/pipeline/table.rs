@@ -14,13 +14,10 @@
 //! A reference's place and check stand in three words at the page's own slot, written under the page's claim and
 //! read under a version that is looked at before and after, so that no reader takes half of two references.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicU32, AtomicU64, fence};
-
-use zerocopy::FromZeros;
-
 use crate::bitmap::{Bitmap, SharedBitmap};
 use crate::fingerprint::Check;
+use crate::sync::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use crate::sync::{self, AtomicU32, AtomicU64, fence};
 use crate::units::{BlockAddress, PageCount, Pfn, Version, u64_of};
 use crate::wire::frame::{pack_place, unpack_place};
 
@@ -110,13 +107,10 @@ impl PageTable {
     /// If the address space can't hold it: 28 bytes a page, of which 4 are touched.
     #[must_use]
     pub fn new(pages: PageCount) -> Self {
-        let zeroed = |entries| {
-            <[AtomicU64]>::new_box_zeroed_with_elems(entries).expect("24 bytes a page of address space")
-        };
         let bits = pages.entries();
         Self {
-            words: <[AtomicU32]>::new_box_zeroed_with_elems(bits).expect("4 bytes a page"),
-            slots: zeroed(bits * 3),
+            words: sync::zeroed_halves(bits).expect("4 bytes a page"),
+            slots: sync::zeroed(bits * 3).expect("24 bytes a page of address space"),
             outstanding: AtomicU64::new(0),
             wanted: SharedBitmap::new(bits),
             ask: SharedBitmap::new(bits),
@@ -192,6 +186,8 @@ impl PageTable {
     pub fn refer(&self, pfn: Pfn, version: Version, block: BlockAddress, check: Check) -> Claim {
         let claim = self.claim(pfn, version, false);
         if let Claim::Granted(before) = claim {
+            // Who sees one of the new words sees the claim too, when it looks at the page's word again.
+            fence(Release);
             let (low, high) = halves(check);
             let at = pfn.index() * 3;
             for (slot, value) in self.slots[at..at + 3].iter().zip([pack_place(block), low, high]) {

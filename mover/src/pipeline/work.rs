@@ -6,9 +6,8 @@
 //! Pages that change most go last: a round has a cold part and a hot one, and lanes begin the hot one when the cold
 //! one is used up. A page known to be dirty again is skipped, for the next round has it.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
-
 use crate::bitmap::{Bitmap, SharedBitmap, bits_of};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use crate::units::Pfn;
 
 /// What a round is for.

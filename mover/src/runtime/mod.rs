@@ -6,10 +6,11 @@
 
 mod threads;
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use threads::Threads;
+
+use crate::sync::{AtomicU32, Ordering};
 
 /// Nanoseconds since some fixed point in this process's (or simulation's) past. Never goes back.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]

@@ -8,7 +8,6 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -19,6 +18,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::{Bell, Body, Fallen, Moment, Placement, Runtime, Task};
 use crate::kernel::futex;
+use crate::sync::Ordering;
 
 /// The runtime of a real process.
 pub struct Threads {

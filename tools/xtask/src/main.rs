@@ -9,6 +9,7 @@ mod dependencies;
 mod fuzz;
 mod lab_step;
 mod lexer;
+mod models;
 mod mutants;
 mod package;
 mod rules;
@@ -38,7 +39,7 @@ enum Command {
         #[arg(long)]
         no_install: bool,
         /// Only these steps, by the beginning of their names: format, project, dependencies, lints, documentation,
-        /// command-line, package, fuzzers, faults, xen lab, tests
+        /// command-line, package, fuzzers, models, faults, xen lab, tests
         #[arg(long, value_name = "STEP,...", value_delimiter = ',')]
         only: Vec<String>,
     },
@@ -73,6 +74,14 @@ enum Command {
         /// Only those with this in their names.
         name: Option<String>,
     },
+    /// Models of everything lock-free, under loom: every interleaving, and what weak orderings let a load return.
+    Models {
+        /// Only those with this in their names.
+        name: Option<String>,
+        /// How often threads may be interrupted in a run; the number of runs grows fast with it.
+        #[arg(long, default_value_t = 4)]
+        preemptions: u32,
+    },
     /// Two Xen hosts under emulation: up, run, shell, test, down; arguments go to it as they are.
     #[command(disable_help_flag = true)]
     XenLab {
@@ -98,6 +107,7 @@ fn main() -> ExitCode {
         Command::Faults { arguments } => trials::run(&[vec!["faults".to_owned()], arguments].concat()),
         Command::Package { check } => package(check),
         Command::Mutants { name } => mutants::run(name.as_deref()),
+        Command::Models { name, preemptions } => models::run(name.as_deref(), preemptions),
         Command::Bench { arguments } => {
             run::cargo(["run", "--release", "--quiet", "--package", "bench", "--"])
                 .and_then(|mut command| run::succeed(command.args(arguments)))

@@ -16,7 +16,7 @@ const TESTS_FAILED: i32 = 100;
 
 /// A bug to plant.
 struct Mutant {
-    /// Which of docs/ARCHITECTURE.md's invariants it breaks; 0: a promise of docs/SECURITY.md.
+    /// Which of docs/ARCHITECTURE.md's invariants it breaks; 0: a promise of docs/SECURITY.md, or what loom's models are for.
     invariant: u8,
     /// What it does.
     name: &'static str,
@@ -29,6 +29,8 @@ struct Mutant {
 }
 
 const SEEDS: &str = "sim::seeds::seeds";
+/// What the tests' names begin with that loom runs.
+const MODELS: &str = "loom_models::";
 
 const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -86,6 +88,15 @@ const MUTANTS: &[Mutant] = &[
         test: SEEDS,
     },
     Mutant {
+        invariant: 1,
+        name: "a refetch that is asked for is dropped",
+        file: "mover/src/pipeline/send.rs",
+        find: "if !self.batch.contains(&pfn) {\n                self.batch.push(pfn);",
+        replace: "if false && !self.batch.contains(&pfn) {\n                self.batch.push(pfn);",
+        package: "mover",
+        test: SEEDS,
+    },
+    Mutant {
         invariant: 2,
         name: "older data is placed over newer",
         file: "mover/src/pipeline/table.rs",
@@ -109,6 +120,24 @@ const MUTANTS: &[Mutant] = &[
         file: "mover/src/source/stop.rs",
         find: "self.harvest()?;\n",
         replace: "",
+        package: "mover",
+        test: SEEDS,
+    },
+    Mutant {
+        invariant: 2,
+        name: "a direct load under way is not waited for",
+        file: "mover/src/pipeline/load.rs",
+        find: "        if !good {\n            for wanted in &sweep[..claimed] {",
+        replace: "        {\n            for wanted in &sweep[..claimed] {",
+        package: "mover",
+        test: SEEDS,
+    },
+    Mutant {
+        invariant: 2,
+        name: "what was seen dirty amid a round is not put back for the next",
+        file: "mover/src/source/rounds.rs",
+        find: "            self.sending.dirty_again.copy_from(&self.next);\n        }",
+        replace: "            self.sending.dirty_again.copy_from(&self.next);\n            self.next.clear_all();\n        }",
         package: "mover",
         test: SEEDS,
     },
@@ -175,6 +204,123 @@ const MUTANTS: &[Mutant] = &[
         package: "mover",
         test: "zero_copy_that_the_kernel_does_not_grant",
     },
+    Mutant {
+        invariant: 0,
+        name: "weak: a word of bits is taken without what it announces",
+        file: "mover/src/bitmap.rs",
+        find: "_ => self.words[word].swap(0, SeqCst),",
+        replace: "_ => self.words[word].swap(0, crate::sync::Ordering::Relaxed),",
+        package: "mover",
+        test: "loom_models::bitmap",
+    },
+    Mutant {
+        invariant: 0,
+        name: "weak: a page is settled without its bytes",
+        file: "mover/src/pipeline/table.rs",
+        find: ".swap(to.word(), SeqCst);",
+        replace: ".swap(to.word(), Relaxed);",
+        package: "mover",
+        test: "loom_models::table",
+    },
+    Mutant {
+        invariant: 0,
+        name: "weak: a claim does not see who was before",
+        file: "mover/src/pipeline/table.rs",
+        find: "State::Busy(version).word(), SeqCst, SeqCst) {\n                Ok(_) => return Claim::Granted(state),",
+        replace: "State::Busy(version).word(), Relaxed, Relaxed) {\n                Ok(_) => return Claim::Granted(state),",
+        package: "mover",
+        test: "loom_models::table",
+    },
+    Mutant {
+        invariant: 0,
+        name: "weak: a reference is written before its page is claimed",
+        file: "mover/src/pipeline/table.rs",
+        find: "            fence(Release);\n",
+        replace: "",
+        package: "mover",
+        test: "loom_models::table",
+    },
+    Mutant {
+        invariant: 0,
+        name: "weak: a reference is read after its page was looked at again",
+        file: "mover/src/pipeline/table.rs",
+        find: "            fence(Acquire);\n",
+        replace: "",
+        package: "mover",
+        test: "loom_models::table",
+    },
+    Mutant {
+        invariant: 0,
+        name: "weak: the switch does not see a claim, nor the claim the switch",
+        file: "mover/src/pipeline/landing.rs",
+        find: "self.mode.store(SWITCHING, SeqCst);",
+        replace: "self.mode.store(SWITCHING, crate::sync::Ordering::Release);",
+        package: "mover",
+        test: "loom_models::landing",
+    },
+    Mutant {
+        invariant: 0,
+        name: "a page is released that is not held yet",
+        file: "mover/src/pipeline/landing.rs",
+        find: "Some(hold) if self.mode.load(SeqCst) == HELD || ahead =>",
+        replace: "Some(hold) if !self.is_early() || ahead =>",
+        package: "mover",
+        test: "loom_models::landing",
+    },
+    Mutant {
+        invariant: 0,
+        name: "a mode seen before the claim is taken for the claim's",
+        file: "mover/src/pipeline/landing.rs",
+        find: "if self.is_early() { self.claim_in(EARLY, pfn, version) } else",
+        replace: "if self.is_early() { self.claim(pfn, version) } else",
+        package: "mover",
+        test: "loom_models::landing",
+    },
+    Mutant {
+        invariant: 0,
+        name: "weak: a ringer does not see who falls asleep",
+        file: "mover/src/runtime/threads.rs",
+        find: "if bell.waiters.load(Ordering::SeqCst) != 0 {",
+        replace: "if bell.waiters.load(Ordering::Relaxed) != 0 {",
+        package: "mover",
+        test: "loom_models::bell",
+    },
+    Mutant {
+        invariant: 0,
+        name: "a lane listens for a change of the cap too late",
+        file: "mover/src/net/pace.rs",
+        find: "        let heard = self.changed.heard();\n        let Some(rate) = self.rate() else { return };\n",
+        replace: "        let Some(rate) = self.rate() else { return };\n        let heard = self.changed.heard();\n",
+        package: "mover",
+        test: "loom_models::lanes",
+    },
+    Mutant {
+        invariant: 0,
+        name: "two lanes book the same moment",
+        file: "mover/src/net/pace.rs",
+        find: "Err(other) => seen = other,",
+        replace: "Err(_) => return Moment(start),",
+        package: "mover",
+        test: "loom_models::lanes",
+    },
+    Mutant {
+        invariant: 0,
+        name: "two lanes take the same pages",
+        file: "mover/src/pipeline/work.rs",
+        find: "let step = self.cursor.fetch_add(1, SeqCst);",
+        replace: "let step = self.cursor.load(SeqCst);\n            self.cursor.store(step + 1, SeqCst);",
+        package: "mover",
+        test: "loom_models::lanes",
+    },
+    Mutant {
+        invariant: 0,
+        name: "what was forgotten is still found",
+        file: "mover/src/index/table.rs",
+        find: "        self.set_tag(unit, 0);\n        if let Some((slot, bucket)) = self.slot_of(unit, low) {",
+        replace: "        if let Some((slot, bucket)) = self.slot_of(unit, low).filter(|_| false) {",
+        package: "mover",
+        test: "loom_models::index",
+    },
 ];
 
 /// Plants every bug, or those whose names contain `filter`.
@@ -228,6 +374,9 @@ fn planted(tree: &Path, mutant: &Mutant) -> Result<bool> {
 fn outcome(tree: &Path, package: &str, test: &str) -> Result<Option<i32>> {
     let mut command =
         run::cargo(["nextest", "run", "--cargo-quiet", "--no-fail-fast", "--package", package, test])?;
+    if test.starts_with(MODELS) {
+        command.args(["--features", "loom"]).env("LOOM_MAX_PREEMPTIONS", "2");
+    }
     command.current_dir(tree).env("CARGO_TARGET_DIR", tree.with_file_name("build"));
     // What a bug makes a test say is of no interest; that the build fails is, and the exit code tells it.
     command.stdout(Stdio::null()).stderr(Stdio::null());
