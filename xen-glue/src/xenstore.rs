@@ -70,6 +70,12 @@ impl Xenstore {
         Ok(Self { stream: Box::new(stream), request: 0 })
     }
 
+    /// Over a connection that somebody else has made.
+    #[must_use]
+    pub fn over(stream: impl Read + Write + 'static) -> Self {
+        Self { stream: Box::new(stream), request: 0 }
+    }
+
     /// What stands at `path`; none if nothing does.
     ///
     /// # Errors

@@ -18,7 +18,11 @@ use mover::wire::control::{Account, DiskName, Feedback, Message, Offer, Shape, S
 use mover::wire::frame::{Digest, Header, Kind, Reference, ZeroRun};
 use mover::wire::hello::{Hello, MigrationId, Purpose, Secret, Verdict, Welcome};
 use mover::wire::knock;
-use xen_glue::stream::{DomainHeader, GuestType, HvmParam, OPTIONAL, PageEntry, PageType, TscInfo, Writer};
+use xen_glue::helper::{self, Level, Note};
+use xen_glue::stream::{
+    DomainHeader, GuestType, HvmParam, Lanes, LanesDone, OFFER, OPTIONAL, Offer as LaneOffer, PageEntry,
+    PageType, TscInfo, Writer,
+};
 
 fn put(entry: &str, name: &str, bytes: &[u8]) {
     let corpus = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(entry);
@@ -35,6 +39,14 @@ fn main() {
         put("word", name, Pass { token: token.clone(), fingerprint }.to_word().as_bytes());
     }
     put("xen_stream", "hvm", &hvm());
+    put("xen_stream", "lanes", &lanes());
+    put("offer", "pinned", &offer(Some([3; 32])).encode());
+    put("offer", "clear", &offer(None).encode());
+    helper();
+    put("xenstore", "disks", XENSTORE);
+    put("record", "data", b"what it carries\x17\0\0");
+    put("record", "key-update", b"\x18\0\0\x01\0\x16");
+    put("record", "stranger", b"\x17\x03\x03\0\x14twenty bytes of noise");
     index();
     for name in ["idle-desktop", "file-copy", "overwrite-storm"] {
         put("workload", name, Workload::find(name).unwrap().1.as_bytes());
@@ -131,6 +143,44 @@ fn hvm() -> Vec<u8> {
     writer.hvm_params(&[HvmParam { index: 1, value: 0xfeff_c000 }]).unwrap();
     writer.end().unwrap()
 }
+
+fn offer(fingerprint: Option<[u8; 32]>) -> LaneOffer {
+    let addresses = vec!["10.77.0.1:4711".to_owned(), "[fd00::1]:4711".to_owned()];
+    LaneOffer { migration: [1; 16], token: [2; 32], lanes: 3, fingerprint, addresses }
+}
+
+/// An offer, lanes, and what has gone over them.
+fn lanes() -> Vec<u8> {
+    let domain = DomainHeader { guest: GuestType::Hvm, xen_major: 4, xen_minor: 20 };
+    let mut writer = Writer::start(Vec::new(), domain).unwrap();
+    writer.static_data_end().unwrap();
+    writer.optional(OFFER, &offer(Some([3; 32])).encode()).unwrap();
+    writer.lanes(&Lanes { migration: [1; 16], pages: 1000, populated: vec![0..600, 700..1000] }).unwrap();
+    writer.lanes_done(&LanesDone { frames: 12, version: 34, round: 5, digest: [6; 32] }).unwrap();
+    writer.tsc_info(TscInfo { mode: 2, khz: 2_400_000, nsec: 123, incarnation: 3 }).unwrap();
+    writer.hvm_context(&[9; 101]).unwrap();
+    writer.hvm_params(&[HvmParam { index: 1, value: 0xfeff_c000 }]).unwrap();
+    writer.end().unwrap()
+}
+
+fn helper() {
+    let log = helper::Message::Log { level: Level::Info, errno: None, context: "xc", text: "a line" };
+    let end = helper::Message::Complete { retval: 0, errno: 0 };
+    put("helper", "messages", &[log.encode(), helper::Message::Suspend.encode(), end.encode()].concat());
+    let mut notes = Vec::new();
+    for note in [Note::Answer(1), Note::Answer(-1), Note::Cancel] {
+        note.write(&mut notes).unwrap();
+    }
+    put("helper", "notes", &notes);
+    put("helper", "save", b"--save-domain\x008\x009\x007\x001\x00136\x000");
+    put("helper", "restore", b"--restore-domain\x008\x009\x007\x001\x000\x002\x000\x00768\x000");
+}
+
+/// A disk of a block device, one of a file, one that is no disk; an event in between.
+const XENSTORE: &[u8] = b".51712\x0051728\x005632\xff./local/domain/0/backend/vbd/7/51712\0\xff.xvda\xff\
+.disk\xffW\x01\xff./dev/vg/guest\xff.w\xffEENOENT\0\xff\
+./local/domain/0/backend/qdisk/7/51728\xff.xvdb\xff.disk\xff.aio:/images/guest.img\xff.r\xffEENOENT\0\xff\
+./local/domain/0/backend/qdisk/7/5632\xff.hdc\xff.cdrom";
 
 fn index() {
     let blocks = 200;

@@ -3,12 +3,15 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{Cursor, Write as _};
+use std::ffi::OsStr;
+use std::io::{Cursor, Read, Write};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 
 use mover::index::file;
 use mover::limits::{DISKS_MAX, GUEST_PAGES_MAX};
 use mover::net::pass::Pass;
+use mover::net::tls::open_anything;
 use mover::process::config::GuestConfig;
 use mover::process::workload::Workload;
 use mover::units::{PAGE_BYTES, PageCount, Sector};
@@ -16,7 +19,11 @@ use mover::wire::control::{self, Message};
 use mover::wire::frame::{self, Digest, Header, Kind, Reference, ZeroRun, pfn_within};
 use mover::wire::hello::{Hello, Secret, Welcome};
 use mover::wire::knock;
-use xen_glue::stream::scan;
+use xen_glue::abi::DomainId;
+use xen_glue::ferry::attached;
+use xen_glue::helper::{Note, Passed, arguments};
+use xen_glue::stream::{Offer, scan};
+use xen_glue::xenstore::Xenstore;
 
 /// A decoder's entry.
 pub type Entry = fn(&[u8]);
@@ -28,6 +35,10 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("message", message),
     ("word", word),
     ("xen_stream", xen_stream),
+    ("offer", offer),
+    ("helper", helper),
+    ("xenstore", xenstore),
+    ("record", record),
     ("index", index),
     ("workload", workload),
     ("config", config),
@@ -129,6 +140,99 @@ pub fn xen_stream(bytes: &[u8]) {
         survey.complete || !survey.faults.is_empty() || survey.more_faults > 0,
         "neither whole nor at fault"
     );
+}
+
+/// The body of the record in which a source says where its lanes are.
+pub fn offer(bytes: &[u8]) {
+    if let Ok(offer) = Offer::decode(bytes) {
+        assert!(offer.encode() == bytes, "written in another way");
+        assert!(offer.addresses.iter().all(|address| address.bytes().all(|byte| byte.is_ascii_graphic())));
+    }
+}
+
+/// What the save helper's front and worker tell each other, either way, and what libxl calls it with.
+pub fn helper(bytes: &[u8]) {
+    let (mut from, mut passed) = (bytes, Vec::new());
+    while let Ok(Some(message)) = Passed::read(&mut from) {
+        assert!(
+            message.bytes.len() <= 2 + usize::from(u16::MAX)
+                && (message.number != 0 || !message.is_answered())
+        );
+        passed.extend(message.bytes);
+    }
+    assert!(bytes.starts_with(&passed), "what is passed on is what came");
+    let (mut from, mut notes) = (bytes, 0);
+    while let Ok(Some(note)) = Note::read(&mut from) {
+        let mut again = Vec::new();
+        note.write(&mut again).expect("memory");
+        assert_eq!(Note::read(&mut &again[..]).expect("whole"), Some(note));
+        notes += 1;
+    }
+    assert_eq!(notes, bytes.len() / 8);
+    let words = bytes.split(|byte| *byte == 0).take(32);
+    let words: Vec<_> = words.map(|word| OsStr::from_bytes(word).to_owned()).collect();
+    let _ = arguments::parse(&words);
+}
+
+/// Whatever answers in xenstore's place: each of its messages is the next piece of the bytes, up to an 0xff. A piece's first
+/// byte says what it does to the answer's header.
+struct Store {
+    pieces: std::vec::IntoIter<Vec<u8>>,
+    asked: [u8; 8],
+    answer: Cursor<Vec<u8>>,
+}
+
+impl Write for Store {
+    fn write(&mut self, question: &[u8]) -> std::io::Result<usize> {
+        self.asked = question[..8].try_into().expect("a header");
+        self.answer = Cursor::default();
+        Ok(question.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Read for Store {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        if self.answer.position() == u64::try_from(self.answer.get_ref().len()).unwrap_or(0) {
+            let Some(piece) = self.pieces.next() else { return Ok(0) };
+            let (how, payload) = piece.split_first().map_or((0, &[][..]), |(how, payload)| (*how, payload));
+            let [kind, request] =
+                [0, 4].map(|at| u32::from_ne_bytes(self.asked[at..at + 4].try_into().expect("four")));
+            let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+            // Mostly what was asked for; else an error, an event, another kind, another question's, another length.
+            let words = match how {
+                b'E' => [16, request, 0, length],
+                b'W' => [15, 0, 0, length],
+                b'K' => [kind + 1, request, 0, length],
+                b'R' => [kind, request.wrapping_add(1), 0, length],
+                b'L' => [kind, request, 0, length.wrapping_mul(0x0101_0101)],
+                _ => [kind, request, 0, length],
+            };
+            let head: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            self.answer = Cursor::new([&head, payload].concat());
+        }
+        self.answer.read(out)
+    }
+}
+
+/// Xenstore's answers about a guest's disks: no disk but one with a path, and not more than may be.
+pub fn xenstore(bytes: &[u8]) {
+    let pieces: Vec<Vec<u8>> = bytes.split(|byte| *byte == 0xff).map(<[u8]>::to_vec).collect();
+    let most = pieces.len();
+    let store = Store { pieces: pieces.into_iter(), asked: [0; 8], answer: Cursor::default() };
+    if let Ok((disks, notes)) = attached::disks(&mut Xenstore::over(store), DomainId(7)) {
+        assert!(disks.len() <= DISKS_MAX && disks.len() + notes.len() <= bytes.len() + most);
+        assert!(disks.iter().all(|disk| disk.path.is_absolute()));
+    }
+}
+
+/// A record of TLS, from a stranger and from a peer that has the keys.
+pub fn record(bytes: &[u8]) {
+    if let Some((kind, carried)) = open_anything(bytes) {
+        assert!((21..=23).contains(&kind) && carried < bytes.len());
+    }
 }
 
 /// An index file. Its sums are made right first, or nothing behind them would ever be reached.

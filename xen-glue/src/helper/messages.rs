@@ -183,14 +183,19 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
 
 /// A message as it is passed on: its bytes with the length in front, and its number.
 #[derive(Debug)]
-pub(crate) struct Passed {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) number: u16,
+pub struct Passed {
+    /// All of it.
+    pub bytes: Vec<u8>,
+    /// Its number; 0 if it is too short for one.
+    pub number: u16,
 }
 
 impl Passed {
     /// Reads one; none at the end of the stream between two.
-    pub(crate) fn read(from: &mut impl Read) -> io::Result<Option<Self>> {
+    ///
+    /// # Errors
+    /// What reading says; the end amid a message.
+    pub fn read(from: &mut impl Read) -> io::Result<Option<Self>> {
         let mut length = [0; 2];
         match from.read_exact(&mut length) {
             Ok(()) => {}
@@ -205,14 +210,15 @@ impl Passed {
     }
 
     /// Whether libxl answers it.
-    pub(crate) fn is_answered(&self) -> bool {
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
         matches!(self.number, 3..=8 | COMPLETE)
     }
 }
 
 /// What the front tells the worker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Note {
+pub enum Note {
     /// libxl's answer.
     Answer(i32),
     /// End as soon as can be, and put everything back.
@@ -220,7 +226,11 @@ pub(crate) enum Note {
 }
 
 impl Note {
-    pub(crate) fn write(self, to: &mut impl Write) -> io::Result<()> {
+    /// Writes it.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub fn write(self, to: &mut impl Write) -> io::Result<()> {
         let (tag, value) = match self {
             Self::Answer(value) => (0u32, value),
             Self::Cancel => (1, 0),
@@ -232,7 +242,10 @@ impl Note {
     }
 
     /// Reads one; none at the end of the stream.
-    pub(crate) fn read(from: &mut impl Read) -> io::Result<Option<Self>> {
+    ///
+    /// # Errors
+    /// What reading says.
+    pub fn read(from: &mut impl Read) -> io::Result<Option<Self>> {
         let mut bytes = [0; 8];
         match from.read_exact(&mut bytes) {
             Ok(()) => {}

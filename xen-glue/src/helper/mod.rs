@@ -30,7 +30,7 @@ use std::process::ExitCode;
 
 pub use engine::{Engine, Failure, Outcome};
 pub use hypervisor::Hypervisor;
-pub use messages::{Level, Message};
+pub use messages::{Level, Message, Note, Passed};
 pub use session::Session;
 pub use stock::{DIVERTED, HELPER, OVERRIDE};
 

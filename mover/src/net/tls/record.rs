@@ -99,6 +99,37 @@ pub(crate) fn body_bytes(header: &[u8; HEADER_BYTES]) -> Result<usize, Broken> {
     Ok(bytes)
 }
 
+/// Opens what a peer might send, for the fuzzers: `bytes` as a record of its own, whose seal is nobody's; and as the inside of a
+/// record that the peer has sealed, with whatever kind and padding. Of the latter returns what it carries, as its kind's code
+/// and a length.
+///
+/// # Panics
+/// If a record opens that nobody sealed, or another way than it was sealed: broken invariants.
+#[must_use]
+pub fn open_anything(bytes: &[u8]) -> Option<(u8, usize)> {
+    let secrets = ConnectionTrafficSecrets::Aes256Gcm { key: [7; 32].into(), iv: [9; 12].into() };
+    let of = |sequence| Cipher::new(sequence, &secrets).expect("a key of the right length");
+    if let Some((header, _)) = bytes.split_first_chunk::<HEADER_BYTES>()
+        && let Ok(body) = body_bytes(header)
+    {
+        assert!(body <= BODY_BYTES_MAX);
+        let mut record = bytes[..bytes.len().min(HEADER_BYTES + body)].to_vec();
+        assert!(Opener(of(0)).open(&mut record).is_err(), "nobody sealed that");
+    }
+    let inside = &bytes[..bytes.len().min(BODY_BYTES_MAX - TAG_BYTES)];
+    let [high, low] = u16::try_from(inside.len() + TAG_BYTES).ok()?.to_be_bytes();
+    let header = [Kind::Data.code(), 3, 3, high, low];
+    let mut record = [&header[..], inside].concat();
+    let mut cipher = of(1);
+    let nonce = cipher.next_nonce();
+    let sealed = cipher.key.seal_in_place_separate_tag(nonce, Aad::from(header), &mut record[HEADER_BYTES..]);
+    record.extend(sealed.expect("a record is far shorter than the cipher's limit").as_ref());
+    let (kind, carried) = Opener(of(1)).open(&mut record).ok()?;
+    assert!(carried <= PLAIN_BYTES_MAX && inside[carried] == kind.code());
+    assert!(record[HEADER_BYTES..][..carried] == inside[..carried]);
+    Some((kind.code(), carried))
+}
+
 /// Makes records.
 pub(crate) struct Sealer(Cipher);
 
