@@ -10,6 +10,8 @@
 mod ear;
 mod faults;
 mod fuse;
+mod load;
+mod settle;
 mod weather;
 mod world;
 
@@ -32,12 +34,18 @@ struct Cli {
 enum Command {
     /// Every fault in every phase and every mode
     Faults(faults::Arguments),
+    /// One guest to and fro, again and again, with random faults
+    Row(load::row::Arguments),
+    /// Many guests at once in both directions
+    Many(load::many::Arguments),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Faults(arguments) => faults::run(&cli.program, &arguments),
+        Command::Row(arguments) => load::row::run(&cli.program, &arguments),
+        Command::Many(arguments) => load::many::run(&cli.program, &arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -27,8 +27,6 @@ use crate::weather::{Trouble, Weather};
 const CABLE: &str = "pageferry0";
 /// An address nobody has: what is sent to it is lost on the way.
 const NOBODY: &str = "02:00:00:00:00:01";
-/// Bits a second on the cable.
-const LINK: u64 = 2_000_000_000;
 const IMAGE_BYTES: &str = "64M";
 /// The environment variable that names the world.
 const MARK: &str = "PAGEFERRY_TRIAL";
@@ -61,10 +59,10 @@ fn at(end: End) -> usize {
 }
 
 impl World {
-    /// A new one, with an image on its disk and an index of it.
-    pub(crate) fn new(program: &Path) -> Result<Self> {
+    /// A new one, with an image on its disk and an index of it, and a cable of `link` bits a second.
+    pub(crate) fn new(program: &Path, link: u64) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("pageferry-trial-").tempdir_in("/var/tmp")?;
-        let lab = Lab::new(Shape::of(LINK)).context("no link between two namespaces")?;
+        let lab = Lab::new(Shape::of(link)).context("no link between two namespaces")?;
         let path = directory.path().join("image");
         let made = Command::new(program)
             .args(["image", "--size", IMAGE_BYTES, "--quiet"])
@@ -113,14 +111,20 @@ impl World {
         self.directory.path().join(format!("{kind}-{}", name_of(end)))
     }
 
-    /// The control socket of the guest at that end; it has the same name at both.
-    pub(crate) fn socket(&self, end: End) -> PathBuf {
-        self.place(end, "run").join("pageferry/desk.guest")
+    /// A file of this world's own.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
-    /// How the guest at that end is, if there is one.
+    /// How the guest called `desk` at that end is, if there is one.
     pub(crate) fn status(&self, end: End) -> Option<Status> {
-        GuestClient::connect(&self.socket(end)).and_then(|client| client.status()).ok()
+        self.status_of(end, "desk")
+    }
+
+    /// How that guest at that end is, if there is one; it has the same name at both.
+    pub(crate) fn status_of(&self, end: End, guest: &str) -> Option<Status> {
+        let socket = self.place(end, "run").join(format!("pageferry/{guest}.guest"));
+        GuestClient::connect(&socket).and_then(|client| client.status()).ok()
     }
 
     /// Whether a guest is in its phase `running` at that end.
@@ -217,7 +221,11 @@ impl World {
     pub(crate) fn left(&self, limit: Duration) -> Result<Vec<String>> {
         let deadline = Instant::now() + limit;
         loop {
-            let mut left = self.processes()?;
+            let mut left: Vec<_> = self
+                .processes()?
+                .into_iter()
+                .map(|(number, words)| format!("process {number} {words}"))
+                .collect();
             for end in ENDS {
                 for kind in ["run/pageferry", "state/pageferry/migrations"] {
                     let (kind, below) = kind.split_once('/').context("two parts")?;
@@ -236,8 +244,8 @@ impl World {
         }
     }
 
-    /// Processes that were started in this world, and are neither dead nor ours to wait for.
-    fn processes(&self) -> Result<Vec<String>> {
+    /// Processes that were started in this world and are not dead: number and first words.
+    pub(crate) fn processes(&self) -> Result<Vec<(u32, String)>> {
         let mark = format!("{MARK}={}", self.directory.path().display());
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc")?.flatten() {
@@ -249,10 +257,7 @@ impl World {
             if environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes()) {
                 let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
                 let words = String::from_utf8_lossy(&words).replace('\0', " ");
-                found.push(format!(
-                    "process {number} {}",
-                    words.split_whitespace().take(4).collect::<Vec<_>>().join(" ")
-                ));
+                found.push((number, words.split_whitespace().take(4).collect::<Vec<_>>().join(" ")));
             }
         }
         Ok(found)
@@ -261,8 +266,8 @@ impl World {
     /// Ends what is left of a case that failed, so that the next one finds nothing.
     pub(crate) fn sweep(&self) -> Result<()> {
         self.calm()?;
-        for process in self.processes()? {
-            let number = process.split_whitespace().nth(1).and_then(|word| word.parse().ok());
+        for (number, _) in self.processes()? {
+            let number = i32::try_from(number).ok();
             if let Some(process) = number.and_then(rustix::process::Pid::from_raw) {
                 // Gone meanwhile: as good.
                 let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);

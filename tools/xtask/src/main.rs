@@ -55,6 +55,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Real processes under load: `row` (one guest to and fro a thousand times, with random faults) or `many` (eight guests at
+    /// once in both directions, for ten minutes); takes root
+    Load {
+        /// `row` or `many`, and its arguments; --help tells them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        arguments: Vec<String>,
+    },
     /// Feeds every decoder of bytes from outside with what libFuzzer makes up; takes a nightly compiler and cargo-fuzz.
     Fuzz {
         /// Only the decoder of that name.
@@ -106,6 +113,7 @@ fn main() -> ExitCode {
         Command::Fuzz { name, seconds } => fuzz::run(name.as_deref(), seconds),
         Command::Faults { arguments } => trials::run(&[vec!["faults".to_owned()], arguments].concat()),
         Command::Package { check } => package(check),
+        Command::Load { arguments } => trials::run(&arguments),
         Command::Mutants { name } => mutants::run(name.as_deref()),
         Command::Models { name, preemptions } => models::run(name.as_deref(), preemptions),
         Command::Bench { arguments } => {

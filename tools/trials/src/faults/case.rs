@@ -14,14 +14,18 @@ use mover::process::control::Phase;
 use mover::report::Mode;
 
 use super::plan::{Case, Moment};
-use super::settle::settle;
 use super::strike::{Engines, PATIENCE, strike};
+use crate::settle::settle;
 use crate::world::{ENDS, World, complaint, name_of};
 
 /// How long the ends dial again, or wait to be dialled.
 const REDIAL: Duration = Duration::from_secs(8);
 /// How long anything may take that is only waited for.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How long a migration may take to the moment at which the fault strikes.
+const COMES_WITHIN: Duration = Duration::from_secs(25);
+/// How often a case is begun that does not come to its moment.
+const ATTEMPTS: u32 = 3;
 /// How often the watch looks.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -36,18 +40,33 @@ pub(crate) struct Outcome {
     pub(crate) settled: Vec<String>,
     /// What must not be.
     pub(crate) violations: Vec<String>,
+    /// Whether the fault was put in place.
+    pub(crate) struck: bool,
     pub(crate) seconds: f64,
 }
 
-/// Runs it.
+/// Runs it; again where the migration broke off before its moment had come, as on a machine that stands still for seconds.
 pub(crate) fn run(world: &World, case: Case) -> Outcome {
     let begun = Instant::now();
+    let mut outcome = attempt(world, case);
+    for _ in 1..ATTEMPTS {
+        if outcome.violations.is_empty() || outcome.struck {
+            break;
+        }
+        outcome = attempt(world, case);
+    }
+    outcome.seconds = begun.elapsed().as_secs_f64();
+    outcome
+}
+
+fn attempt(world: &World, case: Case) -> Outcome {
     let mut outcome = Outcome {
         case,
         ended: [String::new(), String::new()],
         runs: None,
         settled: Vec::new(),
         violations: Vec::new(),
+        struck: false,
         seconds: 0.0,
     };
     if let Err(error) = play(world, case, &mut outcome) {
@@ -64,12 +83,11 @@ pub(crate) fn run(world: &World, case: Case) -> Outcome {
     if let Err(error) = world.sweep() {
         outcome.violations.push(format!("{error:#}"));
     }
-    outcome.seconds = begun.elapsed().as_secs_f64();
     outcome
 }
 
 /// A program of this case; ended with it.
-struct Ending(Child);
+pub(crate) struct Ending(pub(crate) Child);
 
 impl Drop for Ending {
     fn drop(&mut self) {
@@ -107,7 +125,7 @@ fn play(world: &World, case: Case, outcome: &mut Outcome) -> Result<()> {
     let over = AtomicBool::new(false);
     let (ended, twice) = thread::scope(|scope| {
         let watch = scope.spawn(|| watch(world, &over));
-        let ended = until_struck(world, case, &source, &target).and_then(|()| {
+        let ended = until_struck(world, case, &source, &target, &mut outcome.struck).and_then(|()| {
             let ended = [until_ended(&mut source.0)?, until_ended(&mut target.0)?];
             outcome.ended = ended.map(shown);
             Ok(())
@@ -130,9 +148,15 @@ fn play(world: &World, case: Case, outcome: &mut Outcome) -> Result<()> {
 }
 
 /// Waits for the moment, strikes, and lets everything go on.
-fn until_struck(world: &World, case: Case, source: &Ending, target: &Ending) -> Result<()> {
+fn until_struck(
+    world: &World,
+    case: Case,
+    source: &Ending,
+    target: &Ending,
+    was_struck: &mut bool,
+) -> Result<()> {
     let ear = &world.ears[usize::from(case.moment.end() == End::Target)];
-    ear.until_held(LIMIT).context("its moment never came")?;
+    ear.until_held(COMES_WITHIN).context("its moment never came")?;
     match case.moment {
         Moment::Handover => until(|| world.status(End::Source).is_some_and(|s| s.phase == Phase::Released))
             .context("the source never gave the guest up")?,
@@ -140,13 +164,14 @@ fn until_struck(world: &World, case: Case, source: &Ending, target: &Ending) -> 
         _ => {}
     }
     let struck = strike(world, case.fault, &Engines { source: &source.0, target: &target.0 })?;
+    *was_struck = true;
     ear.release();
     thread::sleep(Duration::from_millis(200));
     world.weather.keep_waiting(None);
     struck.pass()
 }
 
-fn until(mut there: impl FnMut() -> bool) -> Result<()> {
+pub(crate) fn until(mut there: impl FnMut() -> bool) -> Result<()> {
     let begun = Instant::now();
     while !there() {
         ensure!(begun.elapsed() < LIMIT, "waited for {} s", LIMIT.as_secs());
@@ -155,7 +180,7 @@ fn until(mut there: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
-fn until_ended(child: &mut Child) -> Result<ExitStatus> {
+pub(crate) fn until_ended(child: &mut Child) -> Result<ExitStatus> {
     let mut status = None;
     until(|| {
         status = child.try_wait().ok().flatten();
@@ -169,12 +194,12 @@ fn shown(status: ExitStatus) -> String {
     status.code().map_or_else(|| "killed".to_owned(), |code| code.to_string())
 }
 
-/// Whether two guests ever ran. The target's is looked at first: once it has run, the source's must not run any more.
-fn watch(world: &World, over: &AtomicBool) -> bool {
+/// Whether two guests ever ran. One end is looked at before and after the other: a guest that changes hands meanwhile, either way,
+/// is seen at one of them once.
+pub(crate) fn watch(world: &World, over: &AtomicBool) -> bool {
     let mut twice = false;
     while !over.load(SeqCst) {
-        let both = world.runs(End::Target) && world.runs(End::Source);
-        twice |= both;
+        twice |= world.runs(End::Target) && world.runs(End::Source) && world.runs(End::Target);
         thread::sleep(LOOK_EVERY);
     }
     twice

@@ -5,9 +5,8 @@
 
 #![forbid(unsafe_code)]
 
-mod case;
+pub(crate) mod case;
 mod plan;
-mod settle;
 mod strike;
 
 use std::path::Path;
@@ -23,6 +22,9 @@ use case::Outcome;
 use plan::Case;
 
 use crate::world::{World, name_of};
+
+/// Bits a second on the cable.
+const LINK: u64 = 2_000_000_000;
 
 /// What to try.
 #[derive(Args)]
@@ -76,7 +78,7 @@ pub(crate) fn run(program: &Path, arguments: &Arguments) -> Result<()> {
 }
 
 fn work(program: &Path, queue: &Mutex<impl Iterator<Item = Case>>, bad: &Mutex<Vec<String>>) -> Result<()> {
-    let world = World::new(program)?;
+    let world = World::new(program, LINK)?;
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
         let Some(case) = next else { return Ok(()) };
@@ -89,7 +91,7 @@ fn work(program: &Path, queue: &Mutex<impl Iterator<Item = Case>>, bad: &Mutex<V
 }
 
 fn show(outcome: &Outcome) {
-    let Outcome { case, ended: [source, target], runs, settled, violations, seconds } = outcome;
+    let Outcome { case, ended: [source, target], runs, settled, violations, seconds, .. } = outcome;
     let runs = runs.map_or("nobody", name_of);
     let settled = settled.join(", ");
     let mut line = format!(
