@@ -113,6 +113,31 @@ pub struct Sample {
     pub restart_in_ms: Option<f64>,
     /// Whether the guest is paused right now.
     pub paused: bool,
+    /// Pages by what became of them so far. A target knows of the last three alone.
+    #[serde(default)]
+    pub pages: PageCounts,
+    /// The downtime, once it is over.
+    #[serde(default)]
+    pub downtime_ms: Option<f64>,
+}
+
+/// Pages, by what became of them; transmissions, so that one sent in two rounds counts twice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct PageCounts {
+    /// Told to be zero.
+    pub zero: u64,
+    /// Sent as bytes, refetches not counted.
+    pub data: u64,
+    /// Sent as references.
+    pub by_reference: u64,
+    /// Sent after a reference did not hold.
+    pub refetched: u64,
+    /// References whose loaded bytes were checked.
+    pub checked: u64,
+    /// Those whose bytes on disk were not the page's.
+    pub check_failures: u64,
+    /// Faults of the guest on outstanding pages that were answered.
+    pub faults_served: u64,
 }
 
 /// Where events go. Called from the control path only; must not block for long.

@@ -21,7 +21,7 @@ use crate::pipeline::control::{self, Mail};
 use crate::pipeline::judge::Backlog;
 use crate::pipeline::send::{Pipes, Sending, Sent};
 use crate::pipeline::work::Round;
-use crate::report::{Event, Mode, Part, Phase, Sample, Summary};
+use crate::report::{Event, Mode, PageCounts, Part, Phase, Sample, Summary};
 use crate::runtime::{Bell, Fallen, Moment, Task};
 use crate::source::{Config, Parts, Surroundings};
 use crate::units::{PAGE_BYTES_U64, f64_of, u64_of};
@@ -395,9 +395,25 @@ impl Migration {
             outstanding: self.heard.feedback.outstanding,
             restart_in_ms: (live && restart.is_finite()).then_some(restart),
             paused: matches!(self.hold, Hold::Paused | Hold::Released),
+            pages: self.page_counts(),
+            downtime_ms: (self.hold == Hold::Theirs && self.summary.restart_ms > 0.0)
+                .then_some(self.summary.downtime_ms),
         };
         self.last = sample;
         self.around.observer.event(Event::Sample(sample));
+    }
+
+    fn page_counts(&self) -> PageCounts {
+        let (sent, feedback) = (&self.sending.sent, &self.heard.feedback);
+        PageCounts {
+            zero: sent.zero.load(SeqCst),
+            data: sent.data.load(SeqCst),
+            by_reference: sent.references.load(SeqCst),
+            refetched: sent.refetched.load(SeqCst),
+            checked: feedback.checked,
+            check_failures: feedback.failed,
+            faults_served: feedback.faults,
+        }
     }
 
     /// Bytes sent so far, all connections.

@@ -18,18 +18,20 @@ use crate::pipeline::control::{self, Mail};
 use crate::pipeline::faults::SmallLoader;
 use crate::pipeline::landing::Landing;
 use crate::pipeline::receive::{self, Lane, LaneProgress};
-use crate::report::{Event, Phase};
+use crate::report::{Event, PageCounts, Phase, Sample};
 use crate::runtime::{Fallen, Moment, Placement, Task};
 use crate::source::Surroundings;
 use crate::target::Config;
 use crate::target::connect::{Arrival, Door};
-use crate::units::Pfn;
+use crate::units::{Pfn, f64_of};
 use crate::wire::control::{Account, Feedback, Message, Offer, Shape, Standing};
 
 /// How often the control task looks around at least.
 const TICK: Duration = Duration::from_millis(20);
 /// How often it tells the source its counts.
 const REPORT: Duration = Duration::from_millis(50);
+/// How often it tells this end's observer.
+const SAMPLE: Duration = Duration::from_millis(100);
 /// Pages the guest waits for that only the source has.
 const URGENT: usize = 1024;
 
@@ -98,6 +100,8 @@ pub(super) struct Reception {
     door: Arc<Door>,
     placed_told: u32,
     last_report: Moment,
+    last_sample: Moment,
+    sampled_bytes: u64,
     last_feedback: Feedback,
     ask_word: usize,
     began: Moment,
@@ -142,6 +146,8 @@ impl Reception {
             door: Arc::clone(&door),
             placed_told: 0,
             last_report: now,
+            last_sample: now,
+            sampled_bytes: 0,
             last_feedback: Feedback::default(),
             ask_word: 0,
             began: now,
@@ -236,6 +242,7 @@ impl Reception {
             self.peer_lost(error)?;
         }
         self.failure.check()?;
+        self.sample();
         if let Some(Fallen { task, what }) = self.around.runtime.fallen().cloned() {
             return Err(Error::Panicked { task, what });
         }
@@ -409,6 +416,33 @@ impl Reception {
             self.tell(&Message::Refetch { urgent: false, pfns })?;
         }
         Ok(())
+    }
+
+    /// What this end knows of how far it is, about ten times a second.
+    fn sample(&mut self) {
+        let now = self.around.runtime.now();
+        let seconds = now.since(self.last_sample).as_secs_f64();
+        if seconds < SAMPLE.as_secs_f64() {
+            return;
+        }
+        self.last_sample = now;
+        let feedback = self.feedback();
+        let disk_bytes = feedback.disk_bytes;
+        let sample = Sample {
+            at_ms: now.since(self.began).as_secs_f64() * 1e3,
+            disk_bytes,
+            disk_rate: f64_of(disk_bytes.saturating_sub(self.sampled_bytes)) / seconds,
+            outstanding: feedback.outstanding,
+            pages: PageCounts {
+                checked: feedback.checked,
+                check_failures: feedback.failed,
+                faults_served: feedback.faults,
+                ..PageCounts::default()
+            },
+            ..Sample::default()
+        };
+        self.sampled_bytes = disk_bytes;
+        self.around.observer.event(Event::Sample(sample));
     }
 
     fn feedback(&self) -> Feedback {

@@ -62,6 +62,10 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Show the migrations that run here now: phase, round, rates
     Status,
+    /// Show what runs here and what has run as metrics for Prometheus, once or to whoever asks on a local socket
+    ///
+    /// A scrape reads notes that migrations leave anyway: none of them waits for it.
+    Metrics(MetricsArgs),
     /// Settle a migration whose end is in doubt
     ///
     /// Without a migration's number: lists those with a record here. A guest that was given up, but whose start on the
@@ -306,6 +310,14 @@ pub(crate) struct PlanArgs {
     /// Most rounds while the guest runs
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub(crate) max_rounds: u32,
+}
+
+/// Where `metrics` go.
+#[derive(Args)]
+pub(crate) struct MetricsArgs {
+    /// Answer HTTP on this socket until ended [default: print them once]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
 }
 
 /// What `resolve` settles.

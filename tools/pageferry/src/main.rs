@@ -14,6 +14,7 @@ mod layout;
 mod lockdown;
 mod machine;
 mod manual;
+mod metrics;
 mod migrate;
 mod plan;
 mod report;
@@ -62,6 +63,7 @@ fn dispatch(command: Command, console: &Console) -> Outcome {
         Command::Receive(args) => migrate::receive::run(&args, console),
         Command::Plan(args) => plan::run(&args, console),
         Command::Status => status::run(console),
+        Command::Metrics(args) => metrics::run(&args, console),
         Command::Resolve(args) => migrate::resolve::run(&args, console),
         Command::Guest { command } => guest::run(command, console),
         Command::Index { command } => index::run(&command, console),

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::console::Console;
 use crate::failure::{Failure, Outcome};
+use crate::metrics::tally::{self, Ended};
 use crate::units::show_ms;
 use crate::words;
 
@@ -82,6 +83,11 @@ impl Noted {
             }
         }
     }
+}
+
+/// Adds an end that is over to the tally that `pageferry metrics` shows.
+pub(crate) fn ended(ended: &Ended<'_>) {
+    tally::add(&launch::runtime_dir(), ended);
 }
 
 impl Observer for Noted {
@@ -153,23 +159,36 @@ fn line(one: &Running) -> String {
     format!("{id}  {} {way} {}, {}  {phase}{sample}", one.guest, one.peer, show_ms(one.at_ms))
 }
 
+/// What the notes in a directory say.
+#[derive(Default)]
+pub(crate) struct Notes {
+    /// Those whose process lives.
+    pub(crate) running: Vec<Running>,
+    /// Those left behind.
+    pub(crate) left: Vec<PathBuf>,
+}
+
 /// Those that run, and the notes left behind, which are removed.
 fn list(directory: &Path) -> (Vec<Running>, Vec<PathBuf>) {
-    let (mut running, mut left) = (Vec::new(), Vec::new());
+    let Notes { running, left } = look(directory);
+    // One may have ended just now, and removed it itself.
+    (running, left.into_iter().filter(|path| fs::remove_file(path).is_ok()).collect())
+}
+
+/// Reads the notes in `directory`.
+pub(crate) fn look(directory: &Path) -> Notes {
+    let mut notes = Notes::default();
     let entries = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     for path in entries.filter(|path| path.extension().is_some_and(|ending| ending == ENDING)) {
         let Ok(file) = File::open(&path) else { continue };
         if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
-            // It may have ended just now, and removed it itself.
-            if fs::remove_file(&path).is_ok() {
-                left.push(path);
-            }
+            notes.left.push(path);
             continue;
         }
         // Read while it is written, it may not parse: once more then.
         let note = (0..3).find_map(|_| serde_json::from_str(fs::read_to_string(&path).ok()?.trim_end()).ok());
-        running.extend(note);
+        notes.running.extend(note);
     }
-    running.sort_by(|a: &Running, b| (&a.migration, &a.guest).cmp(&(&b.migration, &b.guest)));
-    (running, left)
+    notes.running.sort_by(|a, b| (&a.migration, &a.guest).cmp(&(&b.migration, &b.guest)));
+    notes
 }

@@ -29,8 +29,9 @@ use crate::console::Console;
 use crate::failure::{Failure, Outcome};
 use crate::guest;
 use crate::lockdown;
+use crate::metrics::tally::Ended;
 use crate::state;
-use crate::status::Running;
+use crate::status::{self, Running};
 use crate::told::{Line, Teller, Told};
 use crate::units::{show_bytes, show_count, show_ms};
 
@@ -97,7 +98,12 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
             Ok(journal)
         }),
     };
-    let account = target::receive(parts, config, surroundings)?;
+    let outcome = target::receive(parts, config, surroundings);
+    status::ended(&match &outcome {
+        Ok(_) => Ended::Received,
+        Err(error) => Ended::Failed(Role::Target, error.class()),
+    });
+    let account = outcome?;
     if teller.is_none() {
         let feedback = &account.feedback;
         console.note(&format!(

@@ -29,9 +29,10 @@ use crate::failure::{Failure, Outcome};
 use crate::guest;
 use crate::layout;
 use crate::lockdown;
+use crate::metrics::tally::Ended;
 use crate::results::{self, Figures, Run};
 use crate::state;
-use crate::status::Running;
+use crate::status::{self, Running};
 use crate::told::{Line, Teller, Told};
 
 /// Does it.
@@ -98,7 +99,12 @@ pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
         migration: id,
         journal: Box::new(journal),
     };
-    let summary = source::migrate(parts, config, surroundings)?;
+    let outcome = source::migrate(parts, config, surroundings);
+    status::ended(&match &outcome {
+        Ok(summary) => Ended::Moved(summary),
+        Err(error) => Ended::Failed(Role::Source, error.class()),
+    });
+    let summary = outcome?;
     match teller {
         Some(teller) => teller.tell(&Line::Told(Told::Ended { summary: Box::new(summary) })),
         None if console.json => {

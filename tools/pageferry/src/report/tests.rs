@@ -30,6 +30,7 @@ fn run(mode: &str, stop: f64, total: f64, disk: bool, verify: f64) -> Run {
             outstanding: if disk { u64_of_f64(90_000.0 * (done * 3.1).sin().max(0.0)) } else { 0 },
             restart_in_ms: Some(stop - at_ms),
             paused: standing,
+            ..Sample::default()
         }));
         at_ms += 100.0;
     }

@@ -24,7 +24,7 @@ const THEIR_OWN: [&str; 7] = [
 ];
 
 /// Files the package has to have, and their modes.
-const FILES: [(&str, u32); 16] = [
+const FILES: [(&str, u32); 17] = [
     ("usr/bin/pageferry", 0o755),
     ("usr/libexec/pageferry/pageferry-save-helper", 0o755),
     ("usr/lib/pageferry/libpageferry_xen.so", 0o644),
@@ -32,6 +32,7 @@ const FILES: [(&str, u32); 16] = [
     ("etc/pageferry.toml", 0o644),
     ("usr/lib/systemd/system/pageferry-index@.service", 0o644),
     ("usr/lib/systemd/system/pageferry-index@.timer", 0o644),
+    ("usr/lib/systemd/system/pageferry-metrics.service", 0o644),
     ("usr/share/bash-completion/completions/pageferry", 0o644),
     ("usr/share/zsh/vendor-completions/_pageferry", 0o644),
     ("usr/share/fish/vendor_completions.d/pageferry.fish", 0o644),
@@ -137,7 +138,7 @@ fn installed(root: &Root, helper: &Helper) -> Result<usize> {
 
     let version = root.must("pageferry --version")?;
     ensure!(version.contains(env!("CARGO_PKG_VERSION")), "`pageferry --version` said {version}");
-    for (page, words) in [("pageferry", "Exit codes"), ("pageferry-send", "--max-downtime")] {
+    for (page, words) in [("pageferry", "EXIT STATUS"), ("pageferry-send", "--max-downtime")] {
         let text = root.must(&format!("MANWIDTH=100 man --pager=cat {page} | sed 's/.\\x08//g'"))?;
         ensure!(text.to_uppercase().contains(&words.to_uppercase()), "`man {page}` has no {words}:\n{text}");
     }
@@ -153,7 +154,9 @@ fn units(root: &Root) -> Result<()> {
         println!("NOT CHECKED: the units; systemd-analyze is not here");
         return Ok(());
     }
-    for unit in ["pageferry-index@dev-vdb.service", "pageferry-index@dev-vdb.timer"] {
+    for unit in
+        ["pageferry-index@dev-vdb.service", "pageferry-index@dev-vdb.timer", "pageferry-metrics.service"]
+    {
         let mut analyze = run::command("systemd-analyze")?;
         analyze.arg("--man=no").arg(format!("--root={}", root.directory.display())).args(["verify", unit]);
         let output = analyze.output().context("cannot start systemd-analyze")?;
