@@ -1,12 +1,14 @@
 //! `pageferry guest ...`: guests that are processes of this machine.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use mover::ExitClass;
+use mover::error::GuestError;
 use mover::process::client::GuestClient;
 use mover::process::config::GuestConfig;
 use mover::process::control::Status;
@@ -40,7 +42,13 @@ pub(crate) fn run(command: GuestCommand, console: &Console) -> Outcome {
 
 /// A connection to the guest of that name, or to the one whose socket that is.
 pub(crate) fn connect(name: &str) -> Outcome<GuestClient> {
-    Ok(GuestClient::connect(&socket_of(name))?)
+    GuestClient::connect(&socket_of(name)).map_err(|error| {
+        let nobody = matches!(&error, GuestError::Os { source, .. }
+            if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused));
+        let failure = Failure::from(error);
+        // No guest answers there: it is not the machine that lacks something.
+        if nobody { Failure { class: ExitClass::Guest, ..failure } } else { failure }
+    })
 }
 
 /// A guest's control socket by its name, or the path of one.

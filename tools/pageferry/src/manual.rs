@@ -51,7 +51,21 @@ fn page(command: &Command) -> Outcome<String> {
     Man::new(command.clone())
         .render(&mut roff)
         .or_fail(|| "cannot make the man page".to_owned(), "Please report it")?;
-    Ok(String::from_utf8_lossy(&roff).into_owned())
+    Ok(with_exit_status(&String::from_utf8_lossy(&roff), command.get_name()))
+}
+
+/// The page with the section man(7) has for it: the list in the program's page, a word where to find it in the others.
+fn with_exit_status(page: &str, name: &str) -> String {
+    let (before, rest) = page.split_once(".SH EXTRA\n").unwrap_or((page, ""));
+    let after = rest.find(".SH VERSION").map_or("", |at| &rest[at..]);
+    let section = if name == "pageferry" {
+        failure::EXIT_CODES.iter().fold(String::new(), |text, (code, meaning)| {
+            format!("{text}.TP\n\\fB{code}\\fR\n{}\n", meaning.replace('-', "\\-"))
+        })
+    } else {
+        "0 on success; what any other code means stands in \\fBpageferry\\fR(1).\n".to_owned()
+    };
+    format!("{before}.SH \"EXIT STATUS\"\n{section}{after}")
 }
 
 /// `pageferry help`.
@@ -85,6 +99,14 @@ mod tests {
         for (name, command) in pages {
             let text = page(&command).expect("a page renders into memory");
             assert!(text.contains(&format!(".TH {name} 1")), "{name}: {}", &text[..200]);
+            assert_eq!(text.matches(".SH \"EXIT STATUS\"").count(), 1, "{name}");
+            assert!(!text.contains(".SH EXTRA"), "{name}");
+            if name == "pageferry" {
+                for (code, _) in failure::EXIT_CODES {
+                    assert!(text.contains(&format!("\\fB{code}\\fR\n")), "{code}: {text}");
+                }
+                assert!(text.contains(".SH VERSION"), "{text}");
+            }
         }
     }
 }

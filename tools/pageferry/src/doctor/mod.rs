@@ -4,6 +4,7 @@ mod disk;
 mod kernel;
 mod machine;
 mod network;
+mod safety;
 mod xen;
 
 use std::path::Path;
@@ -79,7 +80,8 @@ pub(crate) fn run(path: &Path, console: &Console) -> Outcome {
     all.extend(machine::probes());
     all.extend(disk::probes(path)?);
     all.extend(network::probes());
-    all.push(xen::probe());
+    all.extend(safety::probes());
+    all.extend(xen::probes());
     if console.json {
         let text = serde_json::to_string(&all)
             .map_err(|error| Failure::new(ExitClass::Internal, error.to_string()))?;
