@@ -124,7 +124,8 @@ impl Guest {
         )
     }
 
-    /// Creates it on `host` and waits until it counts.
+    /// Creates it on `host` and waits until it counts. What one of its name said there before is forgotten; what one said on
+    /// the other host would be taken for what it says once it has moved there ([`forget_all_counts`]).
     pub fn create(&self, host: &Host) -> Result<Count> {
         let file = format!("/run/lab/{}.cfg", self.name);
         host.put(&file, self.configuration().as_bytes())?;
@@ -238,6 +239,11 @@ impl Guest {
     pub fn destroy(&self, host: &Host) -> Result<()> {
         host.run(&format!("xl destroy {}", self.name)).map(drop)
     }
+}
+
+/// Removes what guests that are gone have said on `host`.
+pub fn forget_all_counts(host: &Host) -> Result<()> {
+    host.run(&format!("rm -f {CONSOLES}/guest-*.log")).map(drop)
 }
 
 fn is_progress(line: &str) -> bool {

@@ -72,6 +72,7 @@ impl Order {
                 zero_percent,
                 ..Guest::small(Kind::Pvh)
             };
+            guest.forget_counts(lab.host(2))?;
             let created = guest.create(lab.host(1))?;
             let mut count = guest.verifies_once(lab.host(1), created)?;
             let mut pair = Vec::new();
