@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,19 @@ impl DiskShape {
     }
 }
 
+/// One disk under the images of several guests: it does one thing after the other.
+#[derive(Clone, Default)]
+pub(crate) struct Spindle(Arc<AtomicU64>);
+
+impl Spindle {
+    /// Takes its turn for something that lasts `nanos`; how long until that is done.
+    fn book(&self, now: u64, nanos: u64) -> u64 {
+        let done = self.0.load(SeqCst).max(now) + nanos;
+        self.0.store(done, SeqCst);
+        done - now
+    }
+}
+
 struct Disk {
     /// The bytes as each host sees them.
     seen: [Vec<u8>; 2],
@@ -89,6 +103,7 @@ pub(crate) struct DiskWorld {
     state: Mutex<State>,
     infos: Vec<DiskInfo>,
     alignment: usize,
+    spindle: Option<Spindle>,
 }
 
 impl DiskWorld {
@@ -99,6 +114,7 @@ impl DiskWorld {
         shape: DiskShape,
         contents: &[Vec<Content>],
         memories: Vec<Arc<OwnedPages>>,
+        spindle: Option<Spindle>,
     ) -> Arc<Self> {
         let mut disks = Vec::new();
         let mut infos = Vec::new();
@@ -124,7 +140,13 @@ impl DiskWorld {
         }
         let alignment = shape.alignment;
         let state = State { rng, shape, disks, slowness: 1, broken: false, memories };
-        Arc::new(Self { scheduler: Arc::clone(scheduler), state: Mutex::new(state), infos, alignment })
+        Arc::new(Self {
+            scheduler: Arc::clone(scheduler),
+            state: Mutex::new(state),
+            infos,
+            alignment,
+            spindle,
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -325,7 +347,10 @@ impl Device {
                 let latency = state.shape.latency * state.slowness / 4;
                 (which, state.rng.below(latency + 1))
             };
-            scheduler.sleep(pause);
+            match &self.world.spindle {
+                Some(spindle) => scheduler.sleep(spindle.book(scheduler.now(), pause)),
+                None => scheduler.sleep(pause),
+            }
             let request = &mut going[which];
             if let Some(result) = self.piece(request) {
                 let request = going.swap_remove(which);

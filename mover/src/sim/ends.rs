@@ -13,10 +13,22 @@ use crate::index::Keeper;
 use crate::journal::Journal;
 use crate::source::{self, Surroundings};
 use crate::target;
+use crate::units::u64_of;
 use crate::wire::hello::{MigrationId, Secret};
 
-const TOKEN: Secret = Secret([7; 32]);
-const MIGRATION: MigrationId = MigrationId([9; 16]);
+/// The token of migration `number`.
+pub(crate) fn token(number: usize) -> Secret {
+    let mut token = [7; 32];
+    token[..8].copy_from_slice(&u64_of(number).to_le_bytes());
+    Secret(token)
+}
+
+/// Its id.
+pub(crate) fn id(number: usize) -> MigrationId {
+    let mut id = [9; 16];
+    id[..8].copy_from_slice(&u64_of(number).to_le_bytes());
+    MigrationId(id)
+}
 
 fn surroundings(world: &Arc<World>, end: usize) -> Surroundings {
     Surroundings {
@@ -30,7 +42,7 @@ fn surroundings(world: &Arc<World>, end: usize) -> Surroundings {
 pub(crate) fn start_source(world: &Arc<World>) {
     let theirs = Arc::clone(world);
     world.scheduler.spawn(
-        Group::Source,
+        Group::Source(world.number),
         "source",
         Box::new(move || {
             let outcome = migrate(&theirs);
@@ -59,8 +71,8 @@ fn migrate(world: &Arc<World>) -> Result<(), Error> {
         index: Some(index),
         keeper,
         dialer: world.network.dialer(),
-        token: TOKEN,
-        migration: MIGRATION,
+        token: token(world.number),
+        migration: id(world.number),
         journal: Box::new(SimJournal { world: Arc::clone(world), end: SOURCE }),
     };
     let summary = source::migrate(parts, world.scenario.config.clone(), surroundings(world, SOURCE))?;
@@ -86,13 +98,13 @@ pub(crate) fn start_target(world: &Arc<World>) {
     let acceptor = world.network.listen();
     let theirs = Arc::clone(world);
     world.scheduler.spawn(
-        Group::Target,
+        Group::Target(world.number),
         "target",
         Box::new(move || {
             let (host, journal) = (Arc::clone(&theirs), Arc::clone(&theirs));
             let parts = target::Parts {
                 acceptor,
-                token: TOKEN,
+                token: token(theirs.number),
                 host: Box::new(move |_| {
                     host.guest.make_incoming();
                     let guest = host.guest.attach_target()?;

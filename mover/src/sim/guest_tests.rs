@@ -57,8 +57,14 @@ fn scene(seed: u64) -> Scene {
     let pages = usize::try_from(shape.pages).unwrap();
     let memory = [Arc::new(OwnedPages::new(pages)), Arc::new(OwnedPages::new(pages))];
     let beginning = Beginning::drawn(&mut rng, shape.pages, &disk_shape.blocks);
-    let disks =
-        DiskWorld::new(&scheduler, Rng::new(seed, "disk"), disk_shape, &beginning.blocks, memory.to_vec());
+    let disks = DiskWorld::new(
+        &scheduler,
+        Rng::new(seed, "disk"),
+        disk_shape,
+        &beginning.blocks,
+        memory.to_vec(),
+        None,
+    );
     let guest = Guest::new(
         &scheduler,
         Rng::new(seed, "guest"),
@@ -68,7 +74,7 @@ fn scene(seed: u64) -> Scene {
         beginning.pages,
         beginning.blocks,
     );
-    guest.go(&mut rng);
+    guest.go(0, &mut rng);
     Scene { scheduler, guest, disks }
 }
 
@@ -218,20 +224,20 @@ fn a_source_that_dies_leaves_a_running_guest_and_a_target_that_dies_leaves_none(
                 theirs.scheduler.sleep(1000 * MILLI);
                 unreachable!("killed before");
             });
-            scheduler.spawn(Group::Source, "source", paused);
+            scheduler.spawn(Group::Source(0), "source", paused);
             let theirs = Arc::clone(guest);
             let waiting = Box::new(move || {
                 let _to = theirs.attach_target().unwrap();
                 theirs.scheduler.sleep(1000 * MILLI);
                 unreachable!("killed before");
             });
-            scheduler.spawn(Group::Target, "target", waiting);
+            scheduler.spawn(Group::Target(0), "target", waiting);
             scheduler.sleep(500 * MILLI);
             assert_eq!(guest.phases(), (SourcePhase::Paused, TargetPhase::Incoming));
-            scheduler.kill(Group::Source);
+            scheduler.kill(Group::Source(0));
             guest.engine_killed(SOURCE);
             assert_eq!(guest.runs_on(), Some(SOURCE));
-            scheduler.kill(Group::Target);
+            scheduler.kill(Group::Target(0));
             guest.engine_killed(TARGET);
             assert_eq!(guest.phases(), (SourcePhase::Running, TargetPhase::None));
             scheduler.sleep(1000 * MILLI);

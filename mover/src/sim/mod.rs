@@ -12,6 +12,8 @@
 //!      |                       v
 //!   oracle <---------------- guest, workload (a guest that checks itself), content
 //! ```
+//! `fleet` runs several such worlds at once, between two hosts, over one wire and one disk.
+//!
 //! `PAGEFERRY_SEEDS=5000 cargo nextest run -p mover sim::seeds` runs that many seeds (`PAGEFERRY_FIRST_SEED` where to
 //! begin); `PAGEFERRY_SEED=N cargo nextest run -p mover sim::seed --no-capture` runs one and tells its story.
 #![forbid(unsafe_code)]
@@ -21,6 +23,7 @@ mod content;
 mod disk;
 mod ends;
 mod faults;
+mod fleet;
 mod guest;
 mod guest_tests;
 mod index;

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -136,12 +137,16 @@ struct State {
     rng: Rng,
     shape: LinkShape,
     link: Link,
-    free_at: u64,
+    wire: Wire,
     lines: Vec<Line>,
     listening: bool,
     backlog: Vec<(u64, usize)>,
     memories: Vec<Arc<OwnedPages>>,
 }
+
+/// When the last piece that has been put on it has left. Of one link, or of all that share a wire.
+#[derive(Clone, Default)]
+pub(crate) struct Wire(Arc<AtomicU64>);
 
 /// The link between two hosts.
 pub(crate) struct Network {
@@ -163,7 +168,7 @@ impl Network {
             rng,
             shape,
             link: Link::Up,
-            free_at: 0,
+            wire: Wire::default(),
             lines: Vec::new(),
             listening: false,
             backlog: Vec::new(),
@@ -179,6 +184,18 @@ impl Network {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts everything on `wire`, where others' bytes are too.
+    pub(crate) fn share(&self, wire: &Wire) {
+        self.state().wire = wire.clone();
+    }
+
+    /// Connections nobody has accepted, and those that are open at either end: none, of a migration that is over.
+    pub(crate) fn left(&self) -> (usize, usize) {
+        let state = self.state();
+        let live = |line: &&Line| line.ends.iter().any(|end| end.handles > 0 && !end.closed);
+        (state.backlog.len(), state.lines.iter().filter(live).count())
     }
 
     /// What the source dials with.
@@ -224,7 +241,7 @@ impl Network {
             let mut guard = self.state();
             let state = &mut *guard;
             state.link = Link::Up;
-            state.free_at = now;
+            state.wire.0.store(now, SeqCst);
             for line in state.lines.iter_mut().filter(|l| !l.dead) {
                 for pipe in &mut line.pipes {
                     let mut at = now + state.shape.latency + state.rng.below(200 * MILLI);
@@ -402,12 +419,13 @@ impl Network {
 impl State {
     /// Puts one piece on the link; whether there was room.
     fn put(&mut self, now: u64, line: usize, side: usize, bytes: Bytes, len: usize) {
-        let depart = self.free_at.max(now);
-        self.free_at = depart + u64_of(len) * SECOND / self.shape.bandwidth;
+        let depart = self.wire.0.load(SeqCst).max(now);
+        let gone = depart + u64_of(len) * SECOND / self.shape.bandwidth;
+        self.wire.0.store(gone, SeqCst);
         let jitter = self.rng.below(self.shape.jitter);
         let line = &mut self.lines[line];
         let pipe = &mut line.pipes[side];
-        let arrives = (self.free_at + self.shape.latency + jitter + pipe.lag).max(pipe.last_arrival);
+        let arrives = (gone + self.shape.latency + jitter + pipe.lag).max(pipe.last_arrival);
         let lost = line.dead || self.link == Link::Down;
         if !lost {
             pipe.last_arrival = arrives;

@@ -51,7 +51,7 @@ fn source_of(world: &World) -> Source {
 
 /// No task, connection or attachment outlives its end.
 fn leftovers(world: &World) {
-    for (end, group) in [(SOURCE, Group::Source), (TARGET, Group::Target)] {
+    for (end, group) in [(SOURCE, Group::Source(world.number)), (TARGET, Group::Target(world.number))] {
         let tasks = world.scheduler.living(group);
         if !tasks.is_empty() {
             world.scheduler.fail(format!("end {end} has come out and still runs {tasks:?}"));

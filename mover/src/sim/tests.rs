@@ -18,7 +18,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 fn world(seed: u64) -> (Arc<Scheduler>, Arc<SimRuntime>) {
     let tempo = Tempo::drawn(&mut Rng::new(seed, "tempo"));
     let scheduler = Scheduler::new(Rng::new(seed, "schedule"), tempo, true);
-    let runtime = SimRuntime::new(&scheduler, Group::Source, Rng::new(seed, "secrets"));
+    let runtime = SimRuntime::new(&scheduler, Group::Source(0), Rng::new(seed, "secrets"));
     (scheduler, runtime)
 }
 
@@ -127,7 +127,7 @@ fn a_killed_group_never_runs_again_and_leaves_nothing() {
                 drop(runtime.spawn("worker", Placement::Any, body));
             }
             world.sleep(MILLI);
-            world.kill(Group::Source);
+            world.kill(Group::Source(0));
             world.step();
             let then = inside.load(Ordering::SeqCst);
             world.sleep(SECOND);

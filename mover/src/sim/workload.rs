@@ -66,9 +66,9 @@ struct Worker {
 
 impl Guest {
     /// Starts the guest's tasks.
-    pub(crate) fn go(self: &Arc<Self>, rng: &mut Rng) {
+    pub(crate) fn go(self: &Arc<Self>, number: usize, rng: &mut Rng) {
         let shape = self.state().shape.clone();
-        for number in 0..shape.tasks {
+        for task in 0..shape.tasks {
             let mut rng = Rng::new(rng.next(), "task");
             let first = rng.below(shape.pages);
             let worker = Worker {
@@ -77,11 +77,11 @@ impl Guest {
                 pages: shape.pages,
                 gap: shape.gap,
                 generation: 0,
-                kind: 65 + number,
+                kind: 65 + task,
                 weights: [10, 10, 1, 3, 3, 2, 1].map(|w| w * rng.below(4)),
                 rng,
             };
-            self.scheduler.spawn(Group::Guest, "guest", Box::new(move || worker.run()));
+            self.scheduler.spawn(Group::Guest(number), "guest", Box::new(move || worker.run()));
         }
     }
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::disk::{DiskWorld, SOURCE, TARGET};
+use super::disk::{DiskWorld, SOURCE, Spindle, TARGET};
 use super::faults;
 use super::guest::Guest;
 use super::index::SimIndex;
-use super::net::Network;
+use super::net::{Network, Wire};
 use super::oracle;
 use super::rng::Rng;
 use super::runtime::SimRuntime;
@@ -41,12 +41,25 @@ pub(crate) struct EndRecord {
     pub(crate) outcome: Option<EndOutcome>,
     /// The last word in its journal; survives a kill.
     pub(crate) journal: Option<Entry>,
+    /// When it came out.
+    pub(crate) at: u64,
     /// Phases it entered.
     pub(crate) phases: Vec<Phase>,
 }
 
+/// What migrations have in common that go on at once between two hosts. Each has its own listener and its own images.
+#[derive(Clone, Default)]
+pub(crate) struct Ways {
+    /// The wire all connections share; both directions.
+    pub(crate) wire: Wire,
+    /// The disk all images lie on, if it is one.
+    pub(crate) spindle: Option<Spindle>,
+}
+
 /// The world of one migration.
 pub(crate) struct World {
+    /// Which one it is.
+    pub(crate) number: usize,
     pub(crate) scenario: Scenario,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) network: Arc<Network>,
@@ -66,9 +79,21 @@ pub(crate) struct World {
 impl World {
     /// The world of `scenario`, everything at its start.
     pub(crate) fn new(scenario: Scenario, traced: bool) -> Arc<Self> {
+        let stream = Rng::new(scenario.seed, "schedule");
+        let scheduler = Scheduler::new(stream, scenario.tempo.clone(), traced);
+        Self::among(&scheduler, scenario, 0, &Ways::default())
+    }
+
+    /// The world of `scenario` as the `number`-th of several that share `ways`.
+    pub(crate) fn among(
+        scheduler: &Arc<Scheduler>,
+        scenario: Scenario,
+        number: usize,
+        ways: &Ways,
+    ) -> Arc<Self> {
         let seed = scenario.seed;
         let stream = |name: &str| Rng::new(seed, name);
-        let scheduler = Scheduler::new(stream("schedule"), scenario.tempo.clone(), traced);
+        let scheduler = Arc::clone(scheduler);
         let pages = usize_of(scenario.guest.pages);
         let memory = [Arc::new(OwnedPages::new(pages)), Arc::new(OwnedPages::new(pages))];
         let mut beginnings = stream("beginning");
@@ -79,9 +104,11 @@ impl World {
             scenario.disk.clone(),
             &beginning.blocks,
             memory.to_vec(),
+            ways.spindle.clone(),
         );
         let network =
             Network::new(&scheduler, stream("net"), scenario.link.clone(), vec![Arc::clone(&memory[SOURCE])]);
+        network.share(&ways.wire);
         let index = Arc::new(SimIndex::new(stream("index"), &beginning.blocks, scenario.lies));
         let guest = Guest::new(
             &scheduler,
@@ -92,10 +119,11 @@ impl World {
             beginning.pages,
             beginning.blocks,
         );
-        guest.go(&mut beginnings);
+        guest.go(number, &mut beginnings);
         let runtime = |group, name| -> Arc<dyn Runtime> { SimRuntime::new(&scheduler, group, stream(name)) };
         Arc::new(Self {
-            runtimes: [runtime(Group::Source, "source"), runtime(Group::Target, "target")],
+            number,
+            runtimes: [runtime(Group::Source(number), "source"), runtime(Group::Target(number), "target")],
             cancels: Default::default(),
             ends: Mutex::default(),
             news: scheduler.signal(),
@@ -108,6 +136,21 @@ impl World {
             guest,
             index,
         })
+    }
+
+    /// When an end came out.
+    pub(crate) fn came_out_at(&self, end: usize) -> u64 {
+        self.ends()[end].at
+    }
+
+    /// What of the engine this run has reached.
+    pub(crate) fn reached(&self) -> BTreeSet<String> {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends what is left of it once it has been judged: the guest itself.
+    pub(crate) fn retire(&self) {
+        self.scheduler.kill(Group::Guest(self.number));
     }
 
     /// What is known of the two ends.
@@ -138,7 +181,12 @@ impl World {
     /// Records how `end` came out, if that is not settled yet.
     pub(crate) fn came_out(&self, end: usize, outcome: EndOutcome) {
         self.scheduler.note(|| format!("end {end} comes out: {outcome:?}"));
-        self.ends()[end].outcome.get_or_insert(outcome);
+        let now = self.scheduler.now();
+        let mut ends = self.ends();
+        if ends[end].outcome.is_none() {
+            (ends[end].outcome, ends[end].at) = (Some(outcome), now);
+        }
+        drop(ends);
         self.scheduler.wake(self.news);
     }
 
@@ -148,14 +196,14 @@ impl World {
             return;
         }
         self.scheduler.note(|| format!("end {end} is killed"));
-        self.scheduler.kill([Group::Source, Group::Target][end]);
+        self.scheduler.kill([Group::Source(self.number), Group::Target(self.number)][end]);
         self.network.kill_side(end);
         self.guest.engine_killed(end);
         self.came_out(end, EndOutcome::Killed);
     }
 
     /// Lives through the scenario and judges its outcome; the director's task.
-    fn live(self: &Arc<Self>) {
+    pub(crate) fn live(self: &Arc<Self>) {
         let scheduler = &self.scheduler;
         scheduler.sleep(self.below(10 * MILLI));
         super::ends::start_target(self);
