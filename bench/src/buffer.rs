@@ -16,12 +16,17 @@ pub fn incompressible(bytes: usize, seed: u64) -> io::Result<Mapping> {
     let file = memfd_create("pageferry-bench", MemfdFlags::CLOEXEC)?;
     ftruncate(&file, u64_of(bytes))?;
     let mapping = Mapping::shared(file.as_fd(), bytes, true)?;
+    fill(&mapping, seed);
+    Ok(mapping)
+}
+
+/// Fills `mapping` with what nothing can compress, drawn from `seed`.
+pub fn fill(mapping: &Mapping, seed: u64) {
     let mut state = seed | 1;
     for word in mapping.words() {
         state = next(state);
         word.store(state, Ordering::Relaxed);
     }
-    Ok(mapping)
 }
 
 /// A digest that differs when any word does.

@@ -1,6 +1,7 @@
 //! What the figures were measured on.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
 use serde::Serialize;
 
@@ -17,6 +18,8 @@ pub struct Machine {
     pub kernel: String,
     /// TCP congestion control in force.
     pub congestion: String,
+    /// The tree's commit, with `-dirty` where something differs from it; the package's version for an installed copy.
+    pub commit: String,
 }
 
 /// Looks.
@@ -38,6 +41,20 @@ pub fn describe() -> Machine {
         memory_gib: kib >> 20,
         kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
         congestion: read("/proc/sys/net/ipv4/tcp_congestion_control").trim().to_owned(),
+        commit: commit(),
+    }
+}
+
+/// What the figures are of.
+fn commit() -> String {
+    let git = Command::new("git")
+        .args(["describe", "--always", "--dirty", "--exclude=*"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stderr(Stdio::null())
+        .output();
+    match git {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => concat!("version ", env!("CARGO_PKG_VERSION")).to_owned(),
     }
 }
 
@@ -46,8 +63,8 @@ impl Machine {
     #[must_use]
     pub fn sentence(&self) -> String {
         format!(
-            "{} cores of {}, {} GiB, Linux {}, TCP {}",
-            self.cores, self.cpu, self.memory_gib, self.kernel, self.congestion
+            "{} cores of {}, {} GiB, Linux {}, TCP {}, commit {}",
+            self.cores, self.cpu, self.memory_gib, self.kernel, self.congestion, self.commit
         )
     }
 }

@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result, bail};
-use bench::report::{Report, Verdict};
-use bench::suite::{self, Context};
-use bench::{machine, worker};
+use bench::report::{Report, Section, Verdict};
+use bench::suite::{self, Context, Suite};
+use bench::{machine, page, worker};
 use clap::{Parser, Subcommand};
 use mover::process::launch;
 
@@ -19,22 +19,23 @@ use mover::process::launch;
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", args_conflicts_with_subcommands = true)]
 struct Cli {
-    /// Suites to run, in this order; `all` is every one of them.
-    #[arg(required_unless_present = "list")]
+    /// Suites to run; `all` is every one of them.
+    #[arg(required_unless_present_any = ["list", "quick"])]
     suites: Vec<String>,
     /// Lists the suites.
     #[arg(long)]
     list: bool,
-    /// Runs of each case; the median counts.
-    #[arg(long, default_value_t = 7)]
-    runs: usize,
-    /// Smaller sizes, for a look; figures of it are not comparable with those of a full run.
+    /// Runs of each case; the median counts [default: 7, with --quick 3].
+    #[arg(long)]
+    runs: Option<usize>,
+    /// Smaller sizes, for a look, under five minutes if no suite is named: fails on a wrong page or where something
+    /// does not work, never on a figure. Figures of it are not comparable with those of a full run.
     #[arg(long)]
     quick: bool,
     /// JSON lines on standard output instead of the table.
     #[arg(long)]
     json: bool,
-    /// Writes the table (Markdown) and the JSON lines next to it (.jsonl).
+    /// Writes the table (Markdown), and next to it the JSON lines (.jsonl) and a page with charts (.html).
     #[arg(long, value_name = "FILE.md")]
     out: Option<PathBuf>,
     /// Only this workload, in suites that go through all; give it again for more.
@@ -91,21 +92,23 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let wanted: Vec<_> = if cli.suites.iter().any(|name| name == "all") {
-        all
+    let short = cli.quick && cli.suites.is_empty();
+    let (names, workloads) = if short {
+        (
+            owned(&suite::QUICK),
+            if cli.workloads.is_empty() { owned(&suite::QUICK_WORKLOADS) } else { cli.workloads },
+        )
     } else {
-        let known: Vec<_> = all.iter().map(|suite| suite.name()).collect();
-        if let Some(name) = cli.suites.iter().find(|name| !known.contains(&name.as_str())) {
-            bail!("there is no suite {name}; there are {}", known.join(", "));
-        }
-        all.into_iter().filter(|suite| cli.suites.iter().any(|name| name == suite.name())).collect()
+        (cli.suites, cli.workloads)
     };
-    let context = Context::new(cli.runs, cli.quick, cli.workloads, cli.scratch)?;
+    let wanted = choose(all, &names)?;
+    let runs = cli.runs.unwrap_or(if cli.quick { 3 } else { 7 });
+    let context = Context::new(runs, cli.quick, workloads, cli.scratch)?;
     let mut report = Report::new(machine::describe(), std::env::args().skip(1).collect());
     for suite in wanted {
         eprintln!("{}: {}", suite.name(), suite.about());
         let rows = suite.run(&context).with_context(|| format!("suite {} did not finish", suite.name()))?;
-        report.extend(suite.name(), rows);
+        report.sections.push(Section { suite: suite.name(), about: suite.about(), rows });
     }
     if cli.json {
         print!("{}", report.json_lines()?);
@@ -113,11 +116,31 @@ fn run(cli: Cli) -> Result<ExitCode> {
         print!("{}", report.markdown());
     }
     if let Some(path) = cli.out {
-        fs::write(&path, report.markdown()).with_context(|| format!("cannot write {}", path.display()))?;
-        let lines = path.with_extension("jsonl");
-        fs::write(&lines, report.json_lines()?)
-            .with_context(|| format!("cannot write {}", lines.display()))?;
+        let forms = [
+            (path.clone(), report.markdown()),
+            (path.with_extension("jsonl"), report.json_lines()?),
+            (path.with_extension("html"), page::html(&report)),
+        ];
+        for (path, text) in forms {
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
     }
     let missed = report.rows().any(|row| row.verdict() == Some(Verdict::Missed));
-    Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if missed && !cli.quick { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// The suites of these names.
+fn choose(all: Vec<Box<dyn Suite>>, names: &[String]) -> Result<Vec<Box<dyn Suite>>> {
+    if names.iter().any(|name| name == "all") {
+        return Ok(all);
+    }
+    let known: Vec<_> = all.iter().map(|suite| suite.name()).collect();
+    if let Some(name) = names.iter().find(|name| !known.contains(&name.as_str())) {
+        bail!("there is no suite {name}; there are {}", known.join(", "));
+    }
+    Ok(all.into_iter().filter(|suite| names.iter().any(|name| name == suite.name())).collect())
 }

@@ -7,6 +7,7 @@ mod disk;
 mod link;
 mod load;
 mod modes;
+mod peers;
 mod stream;
 mod tcp;
 
@@ -52,6 +53,11 @@ pub trait Suite {
     fn run(&self, context: &Context) -> Result<Vec<Row>>;
 }
 
+/// What `--quick` runs where no suite is named.
+pub const QUICK: [&str; 4] = ["stream", "load", "clean-round", "modes"];
+/// The workloads it goes through.
+pub const QUICK_WORKLOADS: [&str; 2] = ["remote-desktop", "overwrite-storm"];
+
 /// All of them, in the order `all` runs them.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Suite>> {
@@ -60,6 +66,7 @@ pub fn all() -> Vec<Box<dyn Suite>> {
         Box::new(load::Load),
         Box::new(clean::Clean),
         Box::new(modes::Modes),
+        Box::new(peers::Peers),
         Box::new(bare::Bare),
         Box::new(tcp::Tcp),
         Box::new(link::Link),

@@ -59,8 +59,8 @@ impl Suite for Stream {
         };
         let case = format!("2 lanes; bare copy {}", bare.name());
         Ok(vec![
-            Row::new(&case, "bare copy", "GB/s", figure(|(bare, ..)| bare.gigabytes_per_second)),
-            Row::new(&case, "engine", "GB/s", figure(|(_, ours, _)| ours.gigabytes_per_second)),
+            Row::new(&case, "rate, bare copy", "GB/s", figure(|(bare, ..)| bare.gigabytes_per_second)),
+            Row::new(&case, "rate, engine", "GB/s", figure(|(_, ours, _)| ours.gigabytes_per_second)),
             Row::new(
                 &case,
                 "rate, engine / bare copy",
@@ -81,7 +81,7 @@ impl Suite for Stream {
                 figure(|(bare, ours, _)| ours.cpu_per_gigabyte / bare.cpu_per_gigabyte),
             )
             .limited(CPU),
-            Row::new(&case, "engine, TLS", "GB/s", figure(|(_, _, tls)| tls.gigabytes_per_second)),
+            Row::new(&case, "rate, engine over TLS", "GB/s", figure(|(_, _, tls)| tls.gigabytes_per_second)),
             Row::new(
                 &case,
                 "rate, TLS / in the clear",
