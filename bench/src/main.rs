@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result, bail};
 use bench::report::{Report, Section, Verdict};
-use bench::suite::{self, Context, Suite};
+use bench::suite::{self, Context, Link, Suite};
 use bench::{machine, page, worker};
 use clap::{Parser, Subcommand};
 use mover::process::launch;
@@ -41,6 +41,9 @@ struct Cli {
     /// Only this workload, in suites that go through all; give it again for more.
     #[arg(long = "workload", value_name = "NAME")]
     workloads: Vec<String>,
+    /// Over which links the suite `modes` goes; give it again for more.
+    #[arg(long = "link", value_name = "LINK", value_enum, default_value = "1gbit")]
+    links: Vec<Link>,
     /// Where files to read from disk are made; needs a few GiB and O_DIRECT.
     #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
     scratch: PathBuf,
@@ -103,7 +106,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
     };
     let wanted = choose(all, &names)?;
     let runs = cli.runs.unwrap_or(if cli.quick { 3 } else { 7 });
-    let context = Context::new(runs, cli.quick, workloads, cli.scratch)?;
+    let context =
+        Context { runs: runs.max(1), quick: cli.quick, workloads, links: cli.links, scratch: cli.scratch }
+            .ready()?;
     let mut report = Report::new(machine::describe(), std::env::args().skip(1).collect());
     for suite in wanted {
         eprintln!("{}: {}", suite.name(), suite.about());

@@ -6,14 +6,18 @@ mod clean;
 mod disk;
 mod link;
 mod load;
+mod micro;
 mod modes;
 mod peers;
+mod scale;
 mod stream;
 mod tcp;
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+
+pub use modes::Link;
 
 use crate::report::Row;
 
@@ -25,18 +29,21 @@ pub struct Context {
     pub quick: bool,
     /// Workloads to go through; none named: all.
     pub workloads: Vec<String>,
+    /// Links to go through.
+    pub links: Vec<Link>,
     /// Where files may be made.
     pub scratch: PathBuf,
 }
 
 impl Context {
-    /// Makes the scratch directory.
+    /// The same once its scratch directory is there.
     ///
     /// # Errors
-    /// When that fails.
-    pub fn new(runs: usize, quick: bool, workloads: Vec<String>, scratch: PathBuf) -> Result<Self> {
-        std::fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
-        Ok(Self { runs: runs.max(1), quick, workloads, scratch })
+    /// When it can't be made.
+    pub fn ready(self) -> Result<Self> {
+        let Self { scratch, .. } = &self;
+        std::fs::create_dir_all(scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+        Ok(self)
     }
 }
 
@@ -67,6 +74,8 @@ pub fn all() -> Vec<Box<dyn Suite>> {
         Box::new(clean::Clean),
         Box::new(modes::Modes),
         Box::new(peers::Peers),
+        Box::new(scale::Scale),
+        Box::new(micro::Micro),
         Box::new(bare::Bare),
         Box::new(tcp::Tcp),
         Box::new(link::Link),
