@@ -87,7 +87,7 @@ pub fn version() -> Option<String> {
 /// What a migration came to.
 #[derive(Clone, Copy, Debug)]
 pub struct Moved {
-    /// From the command until the source says that it is done.
+    /// From the command until both ends say that they are done.
     pub seconds: f64,
     /// CPU time of both processes over that.
     pub cpu_seconds: f64,
@@ -121,7 +121,9 @@ pub fn migrate(way: Way, source: &Path, target: &Path, bytes: usize, sockets: &P
     if matches!(way, Way::PostCopy | Way::PostCopyPreempt) {
         from.command("migrate-start-postcopy", &json!({}))?;
     }
+    // The source is done when it has written the last byte; the target when it has read it.
     from.wait_completed(began)?;
+    to.wait_completed(began)?;
     let seconds = began.elapsed().as_secs_f64();
     Ok(Moved { seconds, cpu_seconds: from.cpu()? + to.cpu()? - cpu })
 }

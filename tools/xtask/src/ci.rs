@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{dependencies, fuzz, lab_step, models, package, rules, run, setup, tests_step, trials};
+use crate::{
+    bench_step, dependencies, fuzz, lab_step, models, package, rules, run, setup, tests_step, trials,
+};
 
 /// How the sentence of a step that did not run begins.
 pub(crate) const SKIPPED: &str = "SKIPPED: ";
@@ -17,7 +19,7 @@ type Step = fn() -> Result<String>;
 pub(crate) fn run(no_install: bool, only: &[String]) -> Result<()> {
     let begun = Instant::now();
     let wanted = |name: &str| only.is_empty() || only.iter().any(|word| name.starts_with(word.as_str()));
-    let steps: [(&str, Step); 11] = [
+    let steps: [(&str, Step); 12] = [
         ("format", format),
         ("project rules", rules::run),
         ("dependencies", dependencies::run),
@@ -28,6 +30,7 @@ pub(crate) fn run(no_install: bool, only: &[String]) -> Result<()> {
         ("fuzzers", fuzz::step),
         ("models", models::step),
         ("faults", trials::step),
+        ("benchmarks", bench_step::run),
         ("xen lab", if no_install { lab_step::leave_out } else { lab_step::run }),
     ];
     if let Some(word) = only.iter().find(|word| {

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a command-line program that reports what it does")]
 
+mod bench_step;
 mod ci;
 mod dependencies;
 mod fuzz;
@@ -39,7 +40,7 @@ enum Command {
         #[arg(long)]
         no_install: bool,
         /// Only these steps, by the beginning of their names: format, project, dependencies, lints, documentation,
-        /// command-line, package, fuzzers, models, faults, xen lab, tests
+        /// command-line, package, fuzzers, models, faults, benchmarks, xen lab, tests
         #[arg(long, value_name = "STEP,...", value_delimiter = ',')]
         only: Vec<String>,
     },

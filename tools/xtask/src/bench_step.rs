@@ -1,0 +1,27 @@
+//! The benchmarks' short run: the program as it is shipped, between two network namespaces, all four modes. It fails on a
+//! wrong page or on something that does not work, never on a figure.
+
+use anyhow::Result;
+
+use crate::ci::SKIPPED;
+use crate::{run, setup};
+
+/// Runs it.
+pub(crate) fn run() -> Result<String> {
+    let obstacle = if !setup::is_root() {
+        Some("its links are network namespaces, which take root")
+    } else if !run::in_path("fio") {
+        Some("it reads against fio, which is not installed (apt-get install fio)")
+    } else {
+        None
+    };
+    if let Some(obstacle) = obstacle {
+        let line = format!("{SKIPPED}the benchmarks' short run: {obstacle}");
+        println!("{line}");
+        return Ok(line);
+    }
+    let words = ["run", "--quiet", "--locked", "--release", "--package", "bench", "--", "--quick"];
+    let mut command = run::cargo(words)?;
+    run::succeed(command.args(["--runs", "1", "--out", "target/bench-quick.md"]))?;
+    Ok("every page was right; the figures are above, and with charts in target/bench-quick.html".to_owned())
+}
