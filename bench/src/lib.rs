@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer;
+pub mod command;
 pub mod fio;
 pub mod idle;
 pub mod machine;

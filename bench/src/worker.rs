@@ -13,7 +13,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::buffer::{digest, incompressible, part};
 use crate::idle::{self, Plan};
+use crate::program;
 
 /// Which end a worker is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -301,7 +302,7 @@ impl Worker {
             Which::Sender => "sender",
             Which::Receiver => "receiver",
         };
-        let mut child = Command::new(std::env::current_exe()?)
+        let mut child = program::itself()?
             .args(["worker", name, &bytes.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

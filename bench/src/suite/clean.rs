@@ -2,7 +2,6 @@
 //! the result as the lanes do. The guest is a process of its own, as always.
 
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -18,6 +17,7 @@ use mover::units::{f64_of, u64_of, usize_of};
 use tempfile::TempDir;
 
 use super::{Context, Suite};
+use crate::program;
 use crate::report::{Limit, Row};
 use crate::stats::Runs;
 
@@ -108,7 +108,7 @@ impl Guest {
         config.runtime_dir = directory.path().to_owned();
         config.prefault = true;
         config.scrub_pages_per_second = 0;
-        let mut program = Command::new(std::env::current_exe()?);
+        let mut program = program::itself()?;
         program.arg("guest");
         let handle = spawn(program, &config).context("the guest did not start")?;
         Ok(Self { handle, _directory: directory })

@@ -112,6 +112,13 @@ pub(crate) enum Command {
         #[arg(long, value_name = "PATH", default_value = ".")]
         path: PathBuf,
     },
+    /// Measure the engine on this machine: modes, limits and peers; `pageferry bench --list` names the suites
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Arguments for the harness; --help tells them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Print completions for a shell
     ///
     /// For bash: pageferry completions bash > /etc/bash_completion.d/pageferry

@@ -34,7 +34,7 @@ use clap::Parser;
 
 use cli::{Cli, Command, GuestCommand};
 use console::Console;
-use failure::Outcome;
+use failure::Failure;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     // What a guest's process complains of is quoted by the one that started it.
     let quoted = matches!(cli.command, Command::Guest { command: GuestCommand::Run });
     match dispatch(cli.command, &console) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             match failure.message.as_str() {
                 "" => {}
@@ -56,8 +56,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command, console: &Console) -> Outcome {
-    match command {
+fn dispatch(command: Command, console: &Console) -> Result<ExitCode, Failure> {
+    let outcome = match command {
+        Command::Bench { arguments } => return Ok(measure(arguments)),
         Command::Demo(args) => demo::run(&args, console),
         Command::Send(args) => migrate::send::run(&args, console),
         Command::Receive(args) => migrate::receive::run(&args, console),
@@ -76,5 +77,12 @@ fn dispatch(command: Command, console: &Console) -> Outcome {
         Command::Completions { shell } => manual::completions(shell, console),
         Command::Man { directory } => manual::man(directory.as_deref(), console),
         Command::Help { topic } => manual::help(&topic, console),
-    }
+    };
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// The harness, which has a command line, a report and an exit code of its own.
+fn measure(arguments: Vec<String>) -> ExitCode {
+    let called = std::iter::once("pageferry bench".to_owned()).chain(arguments);
+    bench::command::run(called).unwrap_or_else(|error| error.exit())
 }
