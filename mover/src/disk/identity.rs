@@ -342,6 +342,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_written_before_the_source_asks_again_is_no_difference() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        image(&path, 1000, 0..0);
+        let spec = DiskSpec { name: "disk0".to_owned(), path: path.clone(), writable: true };
+        let disks = ImageDisks::open_images(&[spec]).unwrap();
+        (0..1000).for_each(|block| overwrite(&path, block));
+        let mut info = disks.infos()[0].clone();
+        assert!(refusal(&info, &path).contains("another one stands under that name"));
+        info.identity = disks.identities().unwrap().remove(0);
+        verify_same(&info, &path).unwrap();
+    }
+
+    #[test]
     fn says_what_differs() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");

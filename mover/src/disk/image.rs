@@ -77,14 +77,9 @@ impl ImageDisks {
     /// As [`Self::open`], for callers that want the concrete type.
     pub fn open_images(specs: &[DiskSpec]) -> Result<Self, DiskError> {
         let mut disks = Self::open_unidentified(specs)?;
-        if !disks.images.is_empty() {
-            let mut reader = disks.image_reader(identity::SAMPLE_DEPTH)?;
-            for (number, info) in disks.infos.iter_mut().enumerate() {
-                let image = &disks.images[number];
-                let wwid = identity::wwid(disks.files[number].fd.as_fd());
-                let blocks = identity::sample(&mut reader, disk_id(number), image.bytes, image.alignment)?;
-                info.identity = identity::Identity { wwid, blocks }.to_string();
-            }
+        let identities = disks.identities()?;
+        for (info, identity) in disks.infos.iter_mut().zip(identities) {
+            info.identity = identity;
         }
         Ok(disks)
     }
@@ -185,6 +180,19 @@ fn disk_id(number: usize) -> DiskId {
 impl Disks for ImageDisks {
     fn infos(&self) -> &[DiskInfo] {
         &self.infos
+    }
+    fn identities(&self) -> Result<Vec<String>, DiskError> {
+        if self.images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut reader = self.image_reader(identity::SAMPLE_DEPTH)?;
+        let mut identities = Vec::with_capacity(self.images.len());
+        for (number, image) in self.images.iter().enumerate() {
+            let wwid = identity::wwid(self.files[number].fd.as_fd());
+            let blocks = identity::sample(&mut reader, disk_id(number), image.bytes, image.alignment)?;
+            identities.push(identity::Identity { wwid, blocks }.to_string());
+        }
+        Ok(identities)
     }
     fn alignment(&self, disk: DiskId) -> usize {
         self.images[usize::from(disk.0)].alignment

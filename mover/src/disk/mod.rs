@@ -79,6 +79,11 @@ pub trait Reader: Send {
 pub trait Disks: Send + Sync {
     /// What they are.
     fn infos(&self) -> &[DiskInfo];
+    /// What each is recognised by, as it is now: a guest that writes fast soon leaves the one behind that was taken when
+    /// they were opened.
+    fn identities(&self) -> Result<Vec<String>, DiskError> {
+        Ok(self.infos().iter().map(|info| info.identity.clone()).collect())
+    }
     /// Alignment of reads in bytes, 512 or more (STATX_DIOALIGN, logical block size).
     fn alignment(&self, disk: DiskId) -> usize;
     /// A reader with `slots` staging slots.

@@ -26,7 +26,8 @@ impl Migration {
         let (connection, welcome) = control::open(&*self.dialer, &hello, self.config.patience)?;
         self.session = Some(welcome.secret.clone());
         self.listen(connection);
-        self.tell(&self.shape(self.config.mode == Mode::Lazy))?;
+        let shape = self.shape(self.config.mode == Mode::Lazy)?;
+        self.tell(&shape)?;
         self.wait_for(|m| m.heard.accept.is_some())?;
         let Offer { disks, lazy } = self.heard.accept.take().expect("just waited for");
         for (disk, outcome) in self.disks.infos().iter().zip(&disks) {

@@ -250,14 +250,15 @@ impl Migration {
         Ok(())
     }
 
-    pub(super) fn shape(&self, lazy: bool) -> Message {
-        let disks = self.disks.infos().iter().map(|disk| DiskName {
+    pub(super) fn shape(&self, lazy: bool) -> Result<Message, Error> {
+        let identities = self.disks.identities()?;
+        let disks = self.disks.infos().iter().zip(identities).map(|(disk, identity)| DiskName {
             name: disk.name.clone(),
             path: disk.path.clone(),
-            identity: disk.identity.clone(),
+            identity,
             bytes: disk.bytes,
         });
-        Message::Shape(crate::wire::control::Shape {
+        Ok(Message::Shape(crate::wire::control::Shape {
             guest: self.name.clone(),
             pages: self.memory.pages().0,
             lanes: u8::try_from(self.config.lanes.min(LANES_MAX)).unwrap_or(1),
@@ -266,7 +267,7 @@ impl Migration {
             verify: self.config.verify,
             key: self.sending.key.clone(),
             disks: disks.collect(),
-        })
+        }))
     }
 
     /// Waits until `enough` of what has been heard, keeping everything else going meanwhile.
