@@ -8,7 +8,8 @@
 //!   on_no_convergence PAGEFERRY_ON_NO_CONVERGENCE  "finish": stop the guest and copy the rest, however long that takes;
 //!                                                  "abort": give up
 //!   mode              PAGEFERRY_MODE               "stock": pages go in the stream, as Xen's own do; "plain": beside it, on
-//!                                                  lanes; "refer": the same, and what stands on disks is loaded from there
+//!                                                  lanes; "refer": the same, and what stands on disks is loaded from there;
+//!                                                  "lazy": the same, in part after the restart, where the hypervisor can
 //!   lanes             PAGEFERRY_LANES              2: connections for pages
 //!   lanes_plaintext   PAGEFERRY_LANES_PLAINTEXT    false: under TLS; true: in the clear, where both ends say so
 //!   lanes_address     PAGEFERRY_LANES_ADDRESS      [] (the variable: with commas): where to listen for them, HOST or HOST:PORT;
@@ -74,6 +75,8 @@ pub enum ModeName {
     Plain,
     /// The same, and by reference what stands on disks that both hosts can read.
     Refer,
+    /// The same, and the guest restarts before all of that is loaded, where the hypervisor can hold pages back.
+    Lazy,
 }
 
 /// Whether a guest may be slowed down.
@@ -223,7 +226,8 @@ fn mode(text: &str) -> Result<ModeName, String> {
         "stock" => Ok(ModeName::Stock),
         "plain" => Ok(ModeName::Plain),
         "refer" => Ok(ModeName::Refer),
-        _ => Err(format!("there is no mode `{text}`; there are stock, plain and refer")),
+        "lazy" => Ok(ModeName::Lazy),
+        _ => Err(format!("there is no mode `{text}`; there are stock, plain, refer and lazy")),
     }
 }
 
@@ -440,7 +444,7 @@ mod tests {
             ("max_downtime = \"99999s\"", "out of range"),
             ("max_rounds = 0", "out of range"),
             ("max_rounds = -1", "max_rounds"),
-            ("mode = \"lazy\"", "lazy"),
+            ("mode = \"lasy\"", "lasy"),
             ("lanes = 17", "out of range"),
             ("lanes_address = [\"a b\"]", "is no address"),
         ] {

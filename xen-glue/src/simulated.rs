@@ -7,10 +7,12 @@ use std::io;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use mover::bitmap::Bitmap;
+use mover::bitmap::{Bitmap, SharedBitmap};
 use mover::error::GuestError;
-use mover::guest::GuestMemory;
+use mover::guest::{GuestMemory, HoldBack};
 use mover::memory::{GuestPage, Mapping, PageBuf, Window};
 use mover::units::{PAGE_BYTES, PageCount, Pfn, u64_of, usize_of};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -18,8 +20,8 @@ use std::os::fd::AsFd;
 
 use crate::abi::{DomainId, Part};
 use crate::domain::{
-    Absent, Batch, DomainError, FinalState, Frames, KindState, Life, LogRead, Source, StaticState, Target,
-    Wiring, difference,
+    Absent, Batch, DomainError, FinalState, Frames, Held, KindState, Lazy, Life, LogRead, Source,
+    StaticState, Target, Wiring, difference,
 };
 use crate::stream::{DomainHeader, GuestType, HvmParam, P2mFrames, PageEntry, PageType, TscInfo};
 
@@ -227,7 +229,7 @@ impl Source for SimSource {
     fn memory(&mut self, absent: &Arc<Absent>) -> Result<Arc<dyn GuestMemory>, DomainError> {
         let guest = self.guest.borrow();
         let (mapping, holes, shy) = (Arc::clone(&guest.memory), guest.holes.clone(), guest.shy.clone());
-        Ok(Arc::new(SimMemory { mapping, holes, shy, absent: Some(Arc::clone(absent)) }))
+        Ok(Arc::new(SimMemory { mapping, holes, shy, absent: Some(Arc::clone(absent)), held: None }))
     }
     fn populated(&mut self) -> Result<Vec<Range<u64>>, DomainError> {
         let guest = self.guest.borrow();
@@ -253,6 +255,58 @@ struct SimMemory {
     shy: BTreeSet<u64>,
     /// On the source.
     absent: Option<Arc<Absent>>,
+    /// On the target.
+    held: Option<Arc<SimHold>>,
+}
+
+/// Holds pages back from a guest that never runs: what is in their place is looked at by the test.
+pub(crate) struct SimHold {
+    mapping: Arc<Mapping>,
+    held: SharedBitmap,
+    /// Pages that were ever held.
+    pub(crate) times: AtomicU64,
+    pub(crate) finished: AtomicBool,
+}
+
+impl HoldBack for SimHold {
+    fn hold_back(&self, outstanding: &Bitmap) -> Result<(), GuestError> {
+        assert!(outstanding.iter().all(|at| self.held.get(at)), "held ahead");
+        Ok(())
+    }
+    fn holds_ahead(&self) -> bool {
+        true
+    }
+    fn hold_ahead(&self, pfn: Pfn) -> Result<bool, GuestError> {
+        // One in five can't be.
+        if pfn.0.is_multiple_of(5) {
+            return Ok(false);
+        }
+        self.mapping.page(pfn).copy_from(&PageBuf([0xdd; PAGE_BYTES]));
+        assert!(self.held.set(pfn.index()), "{pfn} is held twice");
+        self.times.fetch_add(1, Ordering::SeqCst);
+        Ok(true)
+    }
+    fn is_held(&self, pfn: Pfn) -> bool {
+        self.held.get(pfn.index())
+    }
+    fn release(&self, pfn: Pfn, page: GuestPage<'_>) -> Result<(), GuestError> {
+        assert!(self.held.get(pfn.index()), "{pfn} is not held");
+        self.mapping.page(pfn).copy_from(&read(page));
+        self.held.clear(pfn.index());
+        Ok(())
+    }
+    fn wake(&self, _: Pfn) -> Result<(), GuestError> {
+        Ok(())
+    }
+    fn next_fault(&self, timeout: Duration) -> Result<Option<Pfn>, GuestError> {
+        std::thread::sleep(timeout);
+        Ok(None)
+    }
+    fn finish(&self) -> Result<(), GuestError> {
+        assert!(self.held.is_clear());
+        self.finished.store(true, Ordering::SeqCst);
+        Ok(())
+    }
 }
 
 impl GuestMemory for SimMemory {
@@ -269,7 +323,8 @@ impl GuestMemory for SimMemory {
         let there = |pfn: &Pfn| {
             let shy =
                 self.shy.contains(&pfn.0) && self.absent.as_ref().is_some_and(|absent| absent.note(*pfn));
-            (!self.holes.contains(&pfn.0) && !shy).then_some(*pfn)
+            let held = self.held.as_ref().is_some_and(|hold| hold.is_held(*pfn));
+            (!self.holes.contains(&pfn.0) && !shy && !held).then_some(*pfn)
         };
         self.mapping.fill(pfns.iter().map(there), window);
         Ok(())
@@ -297,6 +352,9 @@ pub(crate) struct SimTarget {
     batch: Vec<u64>,
     staging: Arc<Mapping>,
     comparing: bool,
+    /// Whether pages can be held back, and what does it then.
+    pub(crate) can_hold: bool,
+    pub(crate) hold: Arc<SimHold>,
 }
 
 impl SimTarget {
@@ -308,7 +366,12 @@ impl SimTarget {
             final_state: None,
         }));
         let (batch, staging) = (Vec::new(), memory(32));
-        (Self { landed: Rc::clone(&landed), batch, staging, comparing: false }, landed)
+        let (mapping, held) = (Arc::clone(&landed.borrow().memory), SharedBitmap::new(pages));
+        let (times, finished) = (AtomicU64::new(0), AtomicBool::new(false));
+        let hold = Arc::new(SimHold { mapping, held, times, finished });
+        let target =
+            Self { landed: Rc::clone(&landed), batch, staging, comparing: false, can_hold: true, hold };
+        (target, landed)
     }
 }
 
@@ -374,7 +437,15 @@ impl Target for SimTarget {
             }
         }
         let mapping = Arc::clone(&landed.memory);
-        Ok(Arc::new(SimMemory { mapping, holes: BTreeSet::new(), shy: BTreeSet::new(), absent: None }))
+        let held = Some(Arc::clone(&self.hold));
+        Ok(Arc::new(SimMemory { mapping, holes: BTreeSet::new(), shy: BTreeSet::new(), absent: None, held }))
+    }
+    fn hold_back(&self) -> Lazy {
+        let (hold, can) = (Arc::clone(&self.hold), self.can_hold);
+        Box::new(move || match can {
+            true => Ok(Held { hold, stop: Box::new(|| Ok(())) }),
+            false => Err("the simulated hypervisor has no paging".to_owned()),
+        })
     }
     fn difference(&self, at: usize, expected: &mut PageBuf) -> Result<Option<Range<usize>>, DomainError> {
         Ok(difference(&read(self.landed.borrow().memory.page(Pfn(self.batch[at]))), expected))

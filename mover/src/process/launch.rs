@@ -34,6 +34,13 @@ pub fn runtime_dir() -> PathBuf {
     }
 }
 
+/// Where processes note what they do whatever session they were started in: [`runtime_dir`], but for root always the same,
+/// which is there for longer than a login.
+#[must_use]
+pub fn notes_dir() -> PathBuf {
+    if rustix::process::getuid().is_root() { PathBuf::from("/run/pageferry") } else { runtime_dir() }
+}
+
 /// The control socket of the guest called `name` in the user's runtime directory.
 #[must_use]
 pub fn socket_of(name: &str) -> PathBuf {

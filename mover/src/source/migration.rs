@@ -364,7 +364,10 @@ impl Migration {
             Mode::Lazy if last && self.config.holds_ahead => -1.0,
             _ => f64::INFINITY,
         };
-        let per_page = if last && self.config.mode == Mode::Lazy { 0.0 } else { per_page };
+        // A reference that may be outstanding at the restart costs nothing before it: one of the last round, or, where pages are
+        // held back while the rounds run, one of the first.
+        let may_wait = if self.config.holds_ahead { self.rounds <= 1 } else { last };
+        let per_page = if may_wait && self.config.mode == Mode::Lazy { 0.0 } else { per_page };
         sending.pipes.set(Backlog { link_s, disk_s: f64_of(unsettled) * per_page, disk_limit_s }, per_page);
     }
 

@@ -16,7 +16,7 @@ use crate::pipeline::table::State;
 use crate::units::Pfn;
 
 /// How long to wait for references before looking whether the rounds are over.
-const GLANCE: Duration = Duration::from_millis(20);
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// The task.
 pub(super) struct Ahead {

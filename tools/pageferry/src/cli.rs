@@ -61,7 +61,11 @@ pub(crate) enum Command {
     /// and there for its speed.
     Plan(PlanArgs),
     /// Show the migrations that run here now: phase, round, rates
-    Status,
+    Status {
+        /// Return only when none does: this host is not needed by any guest that was moved away, or has all of those moved here
+        #[arg(long)]
+        wait: bool,
+    },
     /// Show what runs here and what has run as metrics for Prometheus, once or to whoever asks on a local socket
     ///
     /// A scrape reads notes that migrations leave anyway: none of them waits for it.

@@ -63,7 +63,7 @@ fn dispatch(command: Command, console: &Console) -> Result<ExitCode, Failure> {
         Command::Send(args) => migrate::send::run(&args, console),
         Command::Receive(args) => migrate::receive::run(&args, console),
         Command::Plan(args) => plan::run(&args, console),
-        Command::Status => status::run(console),
+        Command::Status { wait } => status::run(wait, console),
         Command::Metrics(args) => metrics::run(&args, console),
         Command::Resolve(args) => migrate::resolve::run(&args, console),
         Command::Guest { command } => guest::run(command, console),

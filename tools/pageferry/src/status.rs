@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use mover::ExitClass;
 use mover::journal::Role;
@@ -125,9 +126,35 @@ impl Drop for Note {
     }
 }
 
+/// How often it is looked whether all are over.
+const GLANCE: Duration = Duration::from_millis(200);
+
+/// What runs here, whatever session it was started in.
+fn all() -> (Vec<Running>, Vec<PathBuf>) {
+    let (mut running, mut left) = list(&launch::runtime_dir());
+    if launch::notes_dir() != launch::runtime_dir() {
+        let (more, others) = list(&launch::notes_dir());
+        running.extend(more);
+        left.extend(others);
+    }
+    (running, left)
+}
+
+/// The guests that run here while pages of them are outstanding.
+pub(crate) fn draining() -> Vec<String> {
+    let here = |one: &Running| one.role == Role::Target && one.phase == Some(Phase::Drain);
+    all().0.into_iter().filter(here).map(|one| one.guest).collect()
+}
+
 /// `pageferry status`.
-pub(crate) fn run(console: &Console) -> Outcome {
-    let (running, left) = list(&launch::runtime_dir());
+pub(crate) fn run(wait: bool, console: &Console) -> Outcome {
+    let (mut running, mut left) = all();
+    while wait && !running.is_empty() {
+        std::thread::sleep(GLANCE);
+        let (now, more) = all();
+        running = now;
+        left.extend(more);
+    }
     for path in left {
         console.note(&format!(
             "{} was left behind by a process that ended without a word; `pageferry resolve` says what became of its \

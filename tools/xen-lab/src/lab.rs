@@ -201,6 +201,11 @@ impl Lab {
         (1..=2).try_for_each(|host| self.machine(host).set_wire(up))
     }
 
+    /// Lets host `number` read so many bytes a second from the shared disk; 0 is any number.
+    pub fn set_disk_rate(&self, number: usize, bytes_per_second: u64) -> Result<()> {
+        self.machine(number).set_disk_rate(bytes_per_second)
+    }
+
     /// Copies everything that tells what happened into a directory of its own, and says where: the hosts' consoles, the
     /// guests' consoles, the toolstack's logs, Xen's log. What can't be had any more is left out with a line.
     pub fn save_logs(&self, occasion: &str) -> Result<PathBuf> {

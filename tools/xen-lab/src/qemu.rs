@@ -155,6 +155,14 @@ impl Machine {
         self.monitor()?.execute("set_link", &json!({ "name": "wire", "up": up })).map(drop)
     }
 
+    /// Lets this host read so many bytes a second from the shared disk; 0 is any number.
+    pub(crate) fn set_disk_rate(&self, bytes_per_second: u64) -> Result<()> {
+        let throttle = json!({
+            "device": "lun", "bps": 0, "bps_rd": bytes_per_second, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0
+        });
+        self.monitor()?.execute("block_set_io_throttle", &throttle).map(drop)
+    }
+
     /// An error, with the console's end, if the process is gone.
     pub(crate) fn must_run(&self) -> Result<()> {
         if self.pid().is_some() {

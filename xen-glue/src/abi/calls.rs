@@ -10,6 +10,7 @@ use super::domctl::{
     ShadowControl, TscInfo, VcpuContextArg, VcpuInfo, VcpuMsrs, command,
 };
 use super::memory::{HvmParam, MachphysList, Reservation, hvm, hypercall, operation};
+use super::pv::{GrantTableSize, GrantTableVersion};
 use super::{CpuidLeaf, DomainId, HypercallBuffer, MmuextOp, MsrEntry, VcpuContext, VcpuMsr, Xen};
 
 /// Most frames of one `getpageframeinfo3`; the hypervisor answers more with E2BIG.
@@ -298,6 +299,40 @@ impl Xen {
         let arguments = [operations.address(), u64_of(count), 0, domain.0.into(), 0];
         // SAFETY: the list is mutably borrowed and as long as it says. Worth it: see `Xen::call`.
         unsafe { self.call(hypercall::MMUEXT_OP, arguments) }.map(drop)
+    }
+}
+
+/// A domain's grant table. Errors are what the hypervisor says.
+#[expect(clippy::missing_errors_doc, reason = "said once, above: they all return what the hypervisor says")]
+impl Xen {
+    /// `GNTTABOP_query_size` and `GNTTABOP_get_version`.
+    const QUERY_SIZE: u64 = 6;
+    const GET_VERSION: u64 = 10;
+
+    /// Pages of it, and the version of its entries; 0 pages if it has none.
+    pub fn grant_table(&mut self, domain: DomainId) -> io::Result<(usize, u32)> {
+        let argument = GrantTableSize { domain: domain.0, ..GrantTableSize::default() };
+        // SAFETY: one of the operation's own structs, without addresses. Worth it: see `Xen::call`.
+        let (_, size) = unsafe { self.grant_operation(Self::QUERY_SIZE, &argument)? };
+        if size.status != 0 {
+            return Ok((0, 1));
+        }
+        let argument = GrantTableVersion { domain: domain.0, ..GrantTableVersion::default() };
+        // SAFETY: as above.
+        let (_, version) = unsafe { self.grant_operation(Self::GET_VERSION, &argument)? };
+        Ok((usize_of(size.frames.into()), version.version.max(1)))
+    }
+
+    /// One operation on a grant table.
+    ///
+    /// # Safety
+    /// As `Xen::call_with`, for one struct of the operation `op`.
+    unsafe fn grant_operation<T>(&mut self, op: u64, argument: &T) -> io::Result<(u64, T)>
+    where
+        T: zerocopy::IntoBytes + zerocopy::FromBytes + zerocopy::Immutable + Default,
+    {
+        // SAFETY: the caller's promise; the count says that there is one. Worth it: as above.
+        unsafe { self.call_counted(hypercall::GRANT_TABLE_OP, op, argument, 1) }
     }
 }
 

@@ -158,11 +158,45 @@ impl Xen {
     where
         T: IntoBytes + FromBytes + Immutable + Default,
     {
+        // SAFETY: the caller's promise.
+        unsafe { self.call_with_more(op, before, argument, 0) }
+    }
+
+    /// The same for calls that take `count` of them behind the address.
+    ///
+    /// # Safety
+    /// As [`Self::call_with`]; there is one.
+    pub(super) unsafe fn call_counted<T>(
+        &mut self,
+        op: u64,
+        before: u64,
+        argument: &T,
+        count: u64,
+    ) -> io::Result<(u64, T)>
+    where
+        T: IntoBytes + FromBytes + Immutable + Default,
+    {
+        // SAFETY: the caller's promise. Worth it: see `call_with`.
+        unsafe { self.call_with_more(op, Some(before), argument, count) }
+    }
+
+    /// # Safety
+    /// As [`Self::call_with`], for `last` too.
+    unsafe fn call_with_more<T>(
+        &mut self,
+        op: u64,
+        before: Option<u64>,
+        argument: &T,
+        last: u64,
+    ) -> io::Result<(u64, T)>
+    where
+        T: IntoBytes + FromBytes + Immutable + Default,
+    {
         let bytes = argument.as_bytes();
         self.argument.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
         let address = self.argument.address();
         let arguments = match before {
-            Some(before) => [before, address, 0, 0, 0],
+            Some(before) => [before, address, last, 0, 0],
             None => [address, 0, 0, 0, 0],
         };
         // SAFETY: the caller's promise; the argument's own buffer is ours and longer than any of these structs.

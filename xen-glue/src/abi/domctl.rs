@@ -24,6 +24,7 @@ pub(super) mod command {
     pub(in super::super) const GET_ADDRESS_SIZE: u32 = 36;
     pub(in super::super) const SET_EXT_VCPU_CONTEXT: u32 = 42;
     pub(in super::super) const GET_EXT_VCPU_CONTEXT: u32 = 43;
+    pub(in super::super) const VM_EVENT_OP: u32 = 56;
     pub(in super::super) const GET_TSC_INFO: u32 = 59;
     pub(in super::super) const SET_TSC_INFO: u32 = 60;
     pub(in super::super) const GET_PAGE_FRAME_INFO3: u32 = 61;

@@ -44,14 +44,14 @@ impl EventChannels {
         unsafe { ioctl(self.device.as_fd(), NOTIFY, &mut EvtchnPort { port }) }.map(drop)
     }
     /// The next port that was rung, waiting for it; it rings again only after [`Self::unmask`].
-    pub fn pending(&mut self) -> io::Result<u32> {
+    pub fn pending(&self) -> io::Result<u32> {
         let mut port = [0; 4];
-        self.device.read_exact(&mut port)?;
+        (&self.device).read_exact(&mut port)?;
         Ok(u32::from_ne_bytes(port))
     }
     /// Lets a port ring again.
-    pub fn unmask(&mut self, port: u32) -> io::Result<()> {
-        self.device.write_all(&port.to_ne_bytes())
+    pub fn unmask(&self, port: u32) -> io::Result<()> {
+        (&self.device).write_all(&port.to_ne_bytes())
     }
     /// For waiting with others; readable when a port was rung.
     #[must_use]

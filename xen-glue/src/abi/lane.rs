@@ -1,11 +1,14 @@
 //! A domain's pages as the engine's lanes see them: windows of a batch, mapped anew for every batch (a running guest's pages
-//! come and go), and a span over all of a restored guest's, mapped once, so that a lane only computes addresses.
+//! come and go), and a span over all of a restored guest's, mapped once, so that a lane only computes addresses. Pages of a
+//! saved guest that are still wanted when its toolstack has destroyed it are kept mapped: that keeps them.
 
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use mover::bitmap::Bitmap;
 use mover::memory::Window;
 use mover::units::{Pfn, u64_of, usize_of};
 
@@ -17,7 +20,7 @@ const SPAN_FRAMES: usize = 128 * 1024;
 /// Frames whose types are asked for at once.
 const TYPES: usize = 1024;
 
-/// All of a guest's memory known when it was mapped, for writing. Unmapped on drop.
+/// Frames of a guest, mapped once. Unmapped on drop.
 #[derive(Debug)]
 pub struct Span {
     windows: Vec<ForeignWindow>,
@@ -30,14 +33,14 @@ impl Span {
     ///
     /// # Errors
     /// What `mmap(2)` or privcmd says, of the whole or of the first frame that could not be mapped.
-    pub fn map(xen: &Xen, domain: DomainId, runs: &[Range<u64>]) -> io::Result<Self> {
+    pub fn map(xen: &Xen, domain: DomainId, runs: &[Range<u64>], access: Access) -> io::Result<Self> {
         let mut span = Self { windows: Vec::new(), runs: Vec::with_capacity(runs.len()) };
         let mut frames = Vec::with_capacity(SPAN_FRAMES);
         for run in runs {
             let mut first = run.start;
             while first < run.end {
                 if frames.len() == SPAN_FRAMES {
-                    span.add(xen, domain, &mut frames)?;
+                    span.add(xen, domain, &mut frames, access)?;
                 }
                 let end = run.end.min(first + u64_of(SPAN_FRAMES - frames.len()));
                 span.runs.push((first, end - first, span.windows.len(), frames.len()));
@@ -46,14 +49,14 @@ impl Span {
             }
         }
         if !frames.is_empty() {
-            span.add(xen, domain, &mut frames)?;
+            span.add(xen, domain, &mut frames, access)?;
         }
         Ok(span)
     }
 
-    fn add(&mut self, xen: &Xen, domain: DomainId, frames: &mut Vec<u64>) -> io::Result<()> {
+    fn add(&mut self, xen: &Xen, domain: DomainId, frames: &mut Vec<u64>, access: Access) -> io::Result<()> {
         let mut window = ForeignWindow::reserve(xen, frames.len())?;
-        let errors = window.map(domain, frames, Access::Write)?;
+        let errors = window.map(domain, frames, access)?;
         if let Some(error) = errors.iter().find(|error| **error != 0) {
             return Err(io::Error::from_raw_os_error(-error));
         }
@@ -80,13 +83,94 @@ impl Span {
     }
 }
 
+/// Pages that stay mapped, and so stay, when their domain is destroyed. It only grows.
+#[derive(Debug)]
+pub struct Kept {
+    spans: Mutex<(Vec<Span>, Bitmap)>,
+    /// Windows are filled from here alone.
+    alone: AtomicBool,
+}
+
+impl Kept {
+    /// None yet, of a guest with so many frames.
+    #[must_use]
+    pub fn new(frames: u64) -> Arc<Self> {
+        let spans = Mutex::new((Vec::new(), Bitmap::new(usize_of(frames))));
+        Arc::new(Self { spans, alone: AtomicBool::new(false) })
+    }
+
+    /// Keeps `pages` too.
+    ///
+    /// # Errors
+    /// As [`Span::map`].
+    pub fn add(&self, xen: &Xen, domain: DomainId, pages: &Bitmap) -> io::Result<()> {
+        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fresh = pages.clone();
+        fresh.subtract(&spans.1);
+        let (mut runs, mut at) = (Vec::new(), 0);
+        while let Some((first, end)) = fresh.next_run(at) {
+            runs.push(u64_of(first)..u64_of(end));
+            at = end;
+        }
+        if !runs.is_empty() {
+            let span = Span::map(xen, domain, &runs, Access::Read)?;
+            spans.0.push(span);
+            spans.1.union(&fresh);
+        }
+        Ok(())
+    }
+
+    /// From here on there is nothing of the guest but what is kept.
+    pub fn stand_alone(&self) {
+        self.alone.store(true, SeqCst);
+    }
+
+    /// Whether there is nothing else.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.alone.load(SeqCst)
+    }
+
+    fn address(&self, frame: u64) -> Option<NonNull<u8>> {
+        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        spans.0.iter().find_map(|span| span.address(frame))
+    }
+}
+
+/// Where a window looks before it maps a page of its own.
+#[derive(Clone, Debug)]
+pub enum Beside {
+    /// Nowhere.
+    Nothing,
+    /// Nowhere; and a page that is paged out is a hole, for who pages it in itself.
+    NothingPagedOut,
+    /// In a span.
+    Span(Arc<Span>),
+    /// Where that is all there is: among kept pages.
+    Kept(Arc<Kept>),
+}
+
+impl Beside {
+    fn address(&self, frame: u64) -> Option<NonNull<u8>> {
+        match self {
+            Self::Nothing | Self::NothingPagedOut => None,
+            Self::Span(span) => span.address(frame),
+            Self::Kept(kept) if kept.is_alone() => kept.address(frame),
+            Self::Kept(_) => None,
+        }
+    }
+    fn is_all(&self) -> bool {
+        matches!(self, Self::Kept(kept) if kept.is_alone())
+    }
+}
+
 /// What stands behind a lane's window: a handle to the hypervisor and a mapping of its own.
 #[derive(Debug)]
 pub struct LaneWindow {
     xen: Xen,
     frames: HypercallBuffer,
     foreign: ForeignWindow,
-    span: Option<Arc<Span>>,
+    beside: Beside,
     wanted: Vec<u64>,
     addresses: Vec<Option<NonNull<u8>>>,
 }
@@ -96,17 +180,18 @@ pub struct LaneWindow {
 unsafe impl Send for LaneWindow {}
 
 impl LaneWindow {
-    /// A window with room for `capacity` pages; what `span` has is taken from there.
+    /// A window with room for `capacity` pages; what is to be had `beside` it is taken from there.
     ///
     /// # Errors
     /// As [`Xen::open`].
-    pub fn open(capacity: usize, span: Option<Arc<Span>>) -> io::Result<Window> {
+    pub fn open(capacity: usize, beside: Beside) -> io::Result<Window> {
         let xen = Xen::open()?;
         let frames = xen.buffer(TYPES * size_of::<u64>())?;
         let foreign = ForeignWindow::reserve(&xen, capacity)?;
+        let foreign = if matches!(beside, Beside::NothingPagedOut) { foreign.impatient() } else { foreign };
         let (wanted, addresses) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
         let mut window = Window::with_capacity(capacity);
-        window.backing = Some(Box::new(Self { xen, frames, foreign, span, wanted, addresses }));
+        window.backing = Some(Box::new(Self { xen, frames, foreign, beside, wanted, addresses }));
         Ok(window)
     }
 
@@ -153,8 +238,9 @@ impl LaneWindow {
         skip: impl Fn(usize) -> bool,
     ) -> io::Result<()> {
         window.clear();
-        let Self { foreign, span, wanted, addresses, .. } = Self::of(window);
-        let spanned = |pfn: &Pfn| span.as_ref().and_then(|span| span.address(pfn.0));
+        let Self { foreign, beside, wanted, addresses, .. } = Self::of(window);
+        let spanned = |pfn: &Pfn| beside.address(pfn.0);
+        let skip = |at: usize| skip(at) || beside.is_all() && spanned(&pfns[at]).is_none();
         wanted.clear();
         wanted.extend(
             pfns.iter()
@@ -178,7 +264,7 @@ impl LaneWindow {
         }
         let addresses = std::mem::take(addresses);
         for address in &addresses {
-            // SAFETY: a page of the span or of the lane's own mapping. Both are kept by the window's backing; the latter is
+            // SAFETY: a page of a span or of the lane's own mapping. Both are kept by the window's backing; the latter is
             // mapped anew only here, where the window has been cleared before. Worth it: lanes read and write the domain's
             // pages where they are.
             unsafe { window.push(*address) };

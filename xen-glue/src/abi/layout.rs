@@ -68,7 +68,7 @@ macro_rules! offsets {
 }
 pub(super) use offsets;
 
-use super::{domctl, entry, memory, pv};
+use super::{domctl, entry, memory, paging, pv};
 
 /// Every layout claimed in this module.
 pub const LAYOUTS: &[Layout] = &[
@@ -98,7 +98,12 @@ pub const LAYOUTS: &[Layout] = &[
     memory::PrivcmdMmapResource::LAYOUT,
     memory::EvtchnBindInterdomain::LAYOUT,
     memory::EvtchnPort::LAYOUT,
+    paging::VmEventOp::LAYOUT,
+    paging::PagingOp::LAYOUT,
+    paging::PagingEvent::LAYOUT,
     pv::GrantEntry::LAYOUT,
+    pv::GrantTableSize::LAYOUT,
+    pv::GrantTableVersion::LAYOUT,
     pv::VcpuContext::LAYOUT,
     pv::SharedInfo::LAYOUT,
     pv::StartInfo::LAYOUT,

@@ -8,6 +8,7 @@ use super::layout::abi;
 pub(super) mod hypercall {
     pub(in super::super) const MEMORY_OP: u64 = 12;
     pub(in super::super) const XEN_VERSION: u64 = 17;
+    pub(in super::super) const GRANT_TABLE_OP: u64 = 20;
     pub(in super::super) const MMUEXT_OP: u64 = 26;
     pub(in super::super) const HVM_OP: u64 = 34;
     pub(in super::super) const DOMCTL: u64 = 36;
@@ -15,10 +16,13 @@ pub(super) mod hypercall {
 
 /// Memory operations (`XENMEM_*`).
 pub(super) mod operation {
+    pub(in super::super) const DECREASE_RESERVATION: u64 = 1;
     pub(in super::super) const MAXIMUM_RAM_PAGE: u64 = 2;
     pub(in super::super) const MACHPHYS_MFN_LIST: u64 = 5;
     pub(in super::super) const POPULATE_PHYSMAP: u64 = 6;
     pub(in super::super) const MAXIMUM_GPFN: u64 = 14;
+    pub(in super::super) const PAGING_OP: u64 = 20;
+    pub(in super::super) const CLAIM_PAGES: u64 = 24;
 }
 
 /// `HVMOP_set_param`, `HVMOP_get_param`.

@@ -23,6 +23,7 @@ mod layout;
 #[cfg(test)]
 mod layout_tests;
 pub mod memory;
+pub mod paging;
 pub mod process;
 pub mod pv;
 #[cfg(test)]
@@ -35,9 +36,10 @@ pub use calls::{PolicySizes, ShadowOp, ShadowStats};
 pub use device::Xen;
 pub use domctl::{CpuidLeaf, DomainInfo, ExtVcpuContext, MsrEntry, Scheduling, TscInfo, VcpuInfo, VcpuMsr};
 pub use evtchn::EventChannels;
-pub use lane::{LaneWindow, Span};
+pub use lane::{Beside, Kept, LaneWindow, Span};
 pub use layout::{LAYOUTS, Layout};
 pub use memory::MmuextOp;
+pub use paging::{PagingEvent, PagingRing};
 pub use pv::{GrantEntry, SharedInfo, StartInfo, VcpuContext};
 pub use transfer::{Part, PartMut, Stopped, Transfer};
 pub use window::{Access, ForeignWindow, MachineToPhys, Resource};

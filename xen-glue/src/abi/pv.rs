@@ -92,6 +92,36 @@ abi! {
     }
 }
 
+abi! {
+    /// How large a domain's grant table is (`GNTTABOP_query_size`).
+    GrantTableSize = "struct gnttab_query_size", 16 {
+        /// Whose.
+        domain: u16 = "dom" @ 0,
+        /// Zero.
+        pad: u16 = "" @ 2,
+        /// Pages it has.
+        frames: u32 = "nr_frames" @ 4,
+        /// Pages it may have.
+        most: u32 = "max_nr_frames" @ 8,
+        /// 0, or why it is not told.
+        status: i16 = "status" @ 12,
+        /// Zero.
+        pad2: u16 = "" @ 14,
+    }
+}
+
+abi! {
+    /// Which kind of entries it has (`GNTTABOP_get_version`).
+    GrantTableVersion = "struct gnttab_get_version", 8 {
+        /// Whose.
+        domain: u16 = "dom" @ 0,
+        /// Zero.
+        pad: u16 = "pad" @ 2,
+        /// 1: [`GrantEntry`]; 2: twice as long.
+        version: u32 = "version" @ 4,
+    }
+}
+
 impl GrantEntry {
     /// The frame may be mapped (`GTF_permit_access`).
     pub const PERMIT_ACCESS: u16 = 1;

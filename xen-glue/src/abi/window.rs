@@ -56,6 +56,8 @@ pub struct ForeignWindow {
     mapped: usize,
     access: Access,
     errors: Vec<i32>,
+    /// Whether pages that are paged out are waited for.
+    patient: bool,
 }
 
 // SAFETY: the range belongs to this value alone; its pages are reached through opaque copies, volatile reads and the
@@ -85,7 +87,14 @@ impl ForeignWindow {
         let address = NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap gave address 0"))?;
         let errors = Vec::with_capacity(capacity);
         let privcmd = xen.privcmd().try_clone()?;
-        Ok(Self { privcmd, address, capacity, mapped: 0, access: Access::Read, errors })
+        Ok(Self { privcmd, address, capacity, mapped: 0, access: Access::Read, errors, patient: true })
+    }
+
+    /// Never waits for a page that is paged out: it is a hole, for who pages it in itself.
+    #[must_use]
+    pub fn impatient(mut self) -> Self {
+        self.patient = false;
+        self
     }
 
     /// Pages it has room for.
@@ -95,7 +104,8 @@ impl ForeignWindow {
     }
 
     /// Maps `frames` of `domain` in this order, instead of what the window held. Returns for each 0, or the negative
-    /// errno with which it could not be mapped; it is a hole then. A page that is paged out is waited for.
+    /// errno with which it could not be mapped; it is a hole then. A page that is paged out is waited for, unless this is
+    /// [`Self::impatient`].
     ///
     /// # Errors
     /// What `mmap(2)` or privcmd says of the batch as a whole; the window is empty then.
@@ -128,7 +138,9 @@ impl ForeignWindow {
         self.errors.resize(frames.len(), 0);
         match self.batch(domain, frames, 0, frames.len()) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                self.wait_for_paged(domain, frames)?
+                if self.patient {
+                    self.wait_for_paged(domain, frames)?;
+                }
             }
             Err(error) => {
                 self.clear()?;
@@ -329,6 +341,21 @@ impl Resource {
         // Worth it: as above.
         unsafe { ioctl(device.as_fd(), MMAP_RESOURCE, &mut argument)? };
         Ok(resource)
+    }
+
+    /// Frames that entries of a grant table of this version let others map.
+    #[must_use]
+    pub fn granted(&self, version: u32) -> Vec<u64> {
+        let words = self.bytes / size_of::<u64>();
+        // SAFETY: inside the mapping, aligned; volatile, as its owner may write it. Worth it: who has a page mapped is told nowhere
+        // else.
+        let word = |at: usize| unsafe { self.address.cast::<u64>().add(at).read_volatile() };
+        // The flags stand first; version 1 has the frame in the upper half, version 2 in the next word.
+        let permits = |at: &usize| word(*at) & 3 == u64::from(GrantEntry::PERMIT_ACCESS);
+        match version {
+            1 => (0..words).filter(permits).map(|at| word(at) >> 32).collect(),
+            _ => (0..words).step_by(2).filter(permits).map(|at| word(at + 1)).collect(),
+        }
     }
 
     /// Writes entry `at` of a grant table of version 1, the flags last, so that nobody sees half an entry.

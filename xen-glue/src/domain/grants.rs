@@ -21,6 +21,18 @@ pub(super) fn seed(domain: &Domain, frames: Frames, wiring: &Wiring) -> Result<(
     Ok(())
 }
 
+/// The frames that a domain lets others map now.
+pub(super) fn granted(domain: &mut Domain) -> Result<Vec<u64>, DomainError> {
+    let fail = || DomainError::call("read the grant table", domain.id, LOG);
+    match domain.xen.grant_table(domain.id).map_err(fail())? {
+        (0, _) => Ok(Vec::new()),
+        (frames, version) => {
+            let table = Resource::grant_table(&domain.xen, domain.id, frames).map_err(fail())?;
+            Ok(table.granted(version))
+        }
+    }
+}
+
 /// The entry that lets `peer` map `frame`; none where there is no such page or the peer is the guest itself.
 fn entry(domain: DomainId, peer: DomainId, frame: u64) -> Result<Option<GrantEntry>, DomainError> {
     if peer == domain || frame == 0 || frame == u64::MAX {

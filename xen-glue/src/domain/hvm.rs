@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex};
 use mover::bitmap::Bitmap;
 use mover::guest::GuestMemory;
 use mover::memory::{GuestPage, PageBuf};
-use mover::units::Pfn;
+use mover::units::{Pfn, usize_of};
 
 use super::common::{Domain, LOG};
 use super::lanes::{RestoredMemory, SavedMemory, lock, populated};
 use super::pages::{BATCH_PAGES, Pages};
 use super::populate::Populate;
 use super::{
-    Absent, Batch, DomainError, FinalState, Frames, KindState, Life, LogRead, Source, StaticState, Target,
-    Wiring, difference, grants,
+    Absent, Batch, DomainError, FinalState, Frames, KindState, Lazy, Life, LogRead, Source, StaticState,
+    Target, Wiring, difference, grants,
 };
-use crate::abi::{Access, ForeignWindow, Part};
+use crate::abi::{Access, ForeignWindow, Kept, Part};
 use crate::stream::{DomainHeader, GuestType, HvmParam, P2mFrames, PageEntry};
 
 /// Parameters (`HVM_PARAM_*` of `hvm/params.h`).
@@ -116,10 +116,17 @@ impl Source for HvmSource {
     }
     fn memory(&mut self, absent: &Arc<Absent>) -> Result<Arc<dyn GuestMemory>, DomainError> {
         let absent = Arc::clone(absent);
-        Ok(Arc::new(SavedMemory { domain: self.domain.id, frames: self.frames, absent }))
+        let kept = Kept::new(self.frames);
+        Ok(Arc::new(SavedMemory { domain: self.domain.id, frames: self.frames, absent, kept }))
     }
     fn populated(&mut self) -> Result<Vec<Range<u64>>, DomainError> {
         populated(&mut self.domain, self.frames)
+    }
+    fn granted(&mut self, into: &mut Bitmap) -> Result<(), DomainError> {
+        for frame in grants::granted(&mut self.domain)?.into_iter().filter(|frame| *frame < self.frames) {
+            into.set(usize_of(frame));
+        }
+        Ok(())
     }
     fn final_state(&mut self) -> Result<FinalState, DomainError> {
         let tsc = self.domain.tsc()?;
@@ -149,6 +156,8 @@ pub struct HvmTarget {
     populate: Arc<Mutex<Populate>>,
     window: ForeignWindow,
     frames: Vec<u64>,
+    /// For lanes, once there are some.
+    memory: Option<Arc<RestoredMemory>>,
 }
 
 impl HvmTarget {
@@ -162,7 +171,7 @@ impl HvmTarget {
         let populate = Populate::new(&domain.xen, max).map_err(fail())?;
         let window = ForeignWindow::reserve(&domain.xen, BATCH_PAGES).map_err(fail())?;
         let populate = Arc::new(Mutex::new(populate));
-        Ok(Self { domain, populate, window, frames: Vec::with_capacity(BATCH_PAGES) })
+        Ok(Self { domain, populate, window, frames: Vec::with_capacity(BATCH_PAGES), memory: None })
     }
 
     /// Maps `self.frames` for writing.
@@ -269,7 +278,17 @@ impl Target for HvmTarget {
         true
     }
     fn memory(&mut self, pages: u64, populated: &[Range<u64>]) -> Result<Arc<dyn GuestMemory>, DomainError> {
-        Ok(Arc::new(RestoredMemory::new(&mut self.domain, &self.populate, pages, populated)?))
+        // What is mapped can't be paged out.
+        self.window.clear().map_err(DomainError::call("unmap pages", self.domain.id, LOG))?;
+        let memory = Arc::new(RestoredMemory::new(&mut self.domain, &self.populate, pages, populated)?);
+        self.memory = Some(Arc::clone(&memory));
+        Ok(memory)
+    }
+    fn hold_back(&self) -> Lazy {
+        match self.memory.clone() {
+            Some(memory) => Box::new(move || memory.hold_back()),
+            None => Box::new(|| Err("there is no memory yet".to_owned())),
+        }
     }
     fn finish(&mut self, state: &FinalState, wiring: &Wiring) -> Result<Frames, DomainError> {
         let KindState::Hvm { context, params } = &state.kind else {

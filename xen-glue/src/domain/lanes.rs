@@ -3,18 +3,19 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mover::bitmap::Bitmap;
 use mover::error::GuestError;
-use mover::guest::GuestMemory;
+use mover::guest::{GuestMemory, HoldBack};
 use mover::memory::Window;
 use mover::units::{PageCount, Pfn, u64_of};
 
 use super::common::{Domain, LOG, fill_words};
+use super::paging::Paging;
 use super::populate::Populate;
-use super::{Absent, BATCH_PAGES, DomainError};
-use crate::abi::{Access, DomainId, LaneWindow, Span};
+use super::{Absent, BATCH_PAGES, DomainError, Held};
+use crate::abi::{Access, Beside, DomainId, Kept, LaneWindow, Span, Xen};
 use crate::stream::PageType;
 
 /// Frames whose types are asked for at once.
@@ -58,6 +59,7 @@ pub(super) struct SavedMemory {
     pub(super) domain: DomainId,
     pub(super) frames: u64,
     pub(super) absent: Arc<Absent>,
+    pub(super) kept: Arc<Kept>,
 }
 
 fn os(doing: &'static str, domain: DomainId) -> impl Fn(io::Error) -> GuestError {
@@ -72,9 +74,14 @@ impl GuestMemory for SavedMemory {
         false
     }
     fn window(&self, capacity: usize) -> Result<Window, GuestError> {
-        LaneWindow::open(capacity, None).map_err(os("make room for pages", self.domain))
+        LaneWindow::open(capacity, Beside::Kept(Arc::clone(&self.kept)))
+            .map_err(os("make room for pages", self.domain))
     }
     fn map(&self, pfns: &[Pfn], window: &mut Window) -> Result<(), GuestError> {
+        if self.kept.is_alone() {
+            return LaneWindow::fill(window, self.domain, pfns, Access::Read, |_| false)
+                .map_err(os("find pages that were kept", self.domain));
+        }
         // A bit a page; a window has room for a frame's pages, or for a read's.
         let mut absent = Bitmap::new(pfns.len());
         LaneWindow::types(window, self.domain, pfns, |at, answer| {
@@ -96,17 +103,30 @@ impl GuestMemory for SavedMemory {
         }
         Ok(())
     }
+    fn keep(&self, pages: &Bitmap) -> Result<(), GuestError> {
+        let kept = Xen::open().and_then(|xen| self.kept.add(&xen, self.domain, pages));
+        kept.map_err(os("keep pages for the target", self.domain))?;
+        if self.absent.is_still() {
+            // From the stopped guest on the toolstack may destroy it at any time.
+            self.kept.stand_alone();
+        }
+        Ok(())
+    }
     fn untouched(&self, _: &mut Bitmap) -> Result<(), GuestError> {
         Ok(())
     }
 }
 
-/// A guest to be restored: a span over what the stream says has memory, and pages beside it that come up later.
+/// A guest to be restored: a span over what the stream says has memory, and pages beside it that come up later. A page that is
+/// mapped can't be paged out: with paging there is no span, and windows map what they need for as long as they need it.
 #[derive(Debug)]
 pub(super) struct RestoredMemory {
     domain: DomainId,
     pages: u64,
-    span: Arc<Span>,
+    runs: Vec<Range<u64>>,
+    /// Made for the first window; none with paging.
+    span: OnceLock<Option<Arc<Span>>>,
+    paging: OnceLock<Arc<Paging>>,
     /// For pages outside the span only.
     late: Mutex<Late>,
 }
@@ -124,7 +144,7 @@ pub(super) fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl RestoredMemory {
-    /// Populates and maps the frames of `runs`.
+    /// Populates the frames of `runs`.
     pub(super) fn new(
         domain: &mut Domain,
         populate: &Arc<Mutex<Populate>>,
@@ -141,13 +161,47 @@ impl RestoredMemory {
                 first = end;
             }
         }
-        let span = Span::map(&domain.xen, domain.id, runs).map_err(DomainError::call(
-            "map pages",
-            domain.id,
-            LOG,
-        ))?;
         let late = Late { domain: Domain::open(domain.id)?, populate: Arc::clone(populate) };
-        Ok(Self { domain: domain.id, pages, span: Arc::new(span), late: Mutex::new(late) })
+        Ok(Self {
+            domain: domain.id,
+            pages,
+            runs: runs.to_vec(),
+            span: OnceLock::new(),
+            paging: OnceLock::new(),
+            late: Mutex::new(late),
+        })
+    }
+
+    /// Has the hypervisor page the guest's memory from now on; a sentence about why it can't. To be called before there are
+    /// windows.
+    pub(super) fn hold_back(&self) -> Result<Held, String> {
+        let mut late = lock(&self.late);
+        let Late { domain, populate } = &mut *late;
+        let paging = Arc::new(Paging::begin(domain, &mut lock(populate), self.pages)?);
+        assert!(self.span.set(None).is_ok(), "paging begins before anything is mapped");
+        let hold: Arc<dyn HoldBack> = Arc::<Paging>::clone(&paging);
+        assert!(self.paging.set(paging).is_ok(), "paging begins once");
+        let id = self.domain;
+        let stop = Box::new(move || Domain::open(id).and_then(|mut domain| domain.pause()).map_err(told));
+        Ok(Held { hold, stop })
+    }
+
+    fn span(&self) -> Result<Option<&Arc<Span>>, GuestError> {
+        if self.span.get().is_none() {
+            let late = lock(&self.late);
+            if self.span.get().is_none() {
+                let span = Span::map(&late.domain.xen, self.domain, &self.runs, Access::Write)
+                    .map_err(os("map pages", self.domain))?;
+                assert!(self.span.set(Some(Arc::new(span))).is_ok(), "made under a lock");
+            }
+        }
+        Ok(self.span.get().and_then(Option::as_ref))
+    }
+
+    /// Whether `pfn` has been populated since.
+    fn is_beside(&self, pfn: Pfn) -> bool {
+        let behind = self.runs.partition_point(|run| run.start <= pfn.0);
+        behind.checked_sub(1).is_none_or(|at| pfn.0 >= self.runs[at].end)
     }
 }
 
@@ -159,19 +213,25 @@ impl GuestMemory for RestoredMemory {
         false
     }
     fn window(&self, capacity: usize) -> Result<Window, GuestError> {
-        LaneWindow::open(capacity, Some(Arc::clone(&self.span)))
-            .map_err(os("make room for pages", self.domain))
+        let beside = match self.span()? {
+            Some(span) => Beside::Span(Arc::clone(span)),
+            None => Beside::NothingPagedOut,
+        };
+        LaneWindow::open(capacity, beside).map_err(os("make room for pages", self.domain))
     }
     fn map(&self, pfns: &[Pfn], window: &mut Window) -> Result<(), GuestError> {
-        if pfns.iter().any(|pfn| !self.span.has(pfn.0)) {
+        if pfns.iter().any(|pfn| self.is_beside(*pfn)) {
             let mut late = lock(&self.late);
             let Late { domain, populate } = &mut *late;
-            let beside = pfns.iter().filter(|pfn| !self.span.has(pfn.0)).map(|pfn| pfn.0);
+            let beside = pfns.iter().filter(|pfn| self.is_beside(**pfn)).map(|pfn| pfn.0);
             lock(populate).ensure(domain, beside, false, |_, _| {}).map_err(told)?;
         }
-        LaneWindow::fill(window, self.domain, pfns, Access::Write, |_| false)
+        let held = |at: usize| self.paging.get().is_some_and(|paging| paging.is_held(pfns[at]));
+        LaneWindow::fill(window, self.domain, pfns, Access::Write, held)
             .map_err(os("map pages", self.domain))?;
         match (0..pfns.len()).find(|at| window.page(*at).is_none()) {
+            // Held back by now, if not when it was looked at: who wants to write it sees that once it has claimed it.
+            _ if self.paging.get().is_some() => Ok(()),
             None => Ok(()),
             Some(at) => Err(GuestError::State(format!("cannot map {} of {}. {LOG}", pfns[at], self.domain))),
         }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mover::bitmap::{Bitmap, SharedBitmap, bits_of};
-use mover::guest::GuestMemory;
+use mover::error::GuestError;
+use mover::guest::{GuestMemory, HoldBack};
 use mover::memory::{GuestPage, PageBuf};
 use mover::units::{Pfn, usize_of};
 
@@ -61,6 +62,11 @@ impl Absent {
     /// The guest has stopped.
     pub fn stand_still(&self) {
         self.still.store(true, Ordering::SeqCst);
+    }
+    /// Whether it has stopped.
+    #[must_use]
+    pub fn is_still(&self) -> bool {
+        self.still.load(Ordering::SeqCst)
     }
     /// Notes one; false if the guest has stopped.
     pub fn note(&self, pfn: Pfn) -> bool {
@@ -162,11 +168,29 @@ pub trait Source {
     fn populated(&mut self) -> Result<Vec<Range<u64>>, DomainError> {
         unreachable!("lanes are not asked of a domain that has none")
     }
+    /// Adds to `into` the frames that others have mapped, or may map at any time: a backend's request may be under way to them.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn granted(&mut self, _into: &mut Bitmap) -> Result<(), DomainError> {
+        Ok(())
+    }
     /// What the stopped guest is besides its memory.
     ///
     /// # Errors
     /// The hypervisor refused.
     fn final_state(&mut self) -> Result<FinalState, DomainError>;
+}
+
+/// Begins to hold pages back; from another thread than the target's.
+pub type Lazy = Box<dyn FnOnce() -> Result<Held, String> + Send>;
+
+/// A guest whose pages can be held back.
+pub struct Held {
+    /// What does that.
+    pub hold: Arc<dyn HoldBack>,
+    /// Stops the running guest, which keeps its memory.
+    pub stop: Box<dyn FnMut() -> Result<(), GuestError> + Send>,
 }
 
 /// A domain to be restored, created by the toolstack, without memory. It is the toolstack's to destroy if this fails.
@@ -224,6 +248,11 @@ pub trait Target {
         _populated: &[Range<u64>],
     ) -> Result<Arc<dyn GuestMemory>, DomainError> {
         unreachable!("lanes are not asked of a domain that has none")
+    }
+    /// Has the memory that [`Self::memory`] returned hold pages back, so that the guest can run before they are there; to be
+    /// asked for before anything of it is mapped. Else a sentence about why it can't.
+    fn hold_back(&self) -> Lazy {
+        Box::new(|| Err("this guest's pages can't be paged out: it is no HVM or PVH guest".to_owned()))
     }
     /// Gives the guest the rest of its state. It is ready to run then.
     ///

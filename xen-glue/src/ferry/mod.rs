@@ -24,6 +24,7 @@ mod dial;
 mod disks;
 mod engine;
 mod harbour;
+mod lingering;
 mod net;
 mod source;
 mod tally;
@@ -31,17 +32,22 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use mover::disk::image::DiskSpec;
 use mover::report::Mode;
+use mover::units::f64_of;
 
 pub(crate) use dial::DialBack;
 pub(crate) use harbour::{Harbour, Terms};
+pub(crate) use lingering::GRACE;
+pub use lingering::Lingering;
 pub(crate) use source::{Answer, Call, Departure, Word, depart};
-pub(crate) use target::{Arrival, arrive};
+pub(crate) use target::{Arrival, Started, arrive};
 
+const MIB: f64 = 1_048_576.0;
 /// How long an end of a lane may be silent. Longer than libxl waits for a guest to suspend itself (60 s), during which
 /// nothing is said.
 const SILENCE_MAX: Duration = Duration::from_secs(90);
@@ -51,7 +57,7 @@ const NETWORK_PATIENCE: Duration = Duration::from_secs(30);
 /// How a save is to move page contents, if the target can.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
-    /// [`Mode::Plain`] or [`Mode::Refer`].
+    /// [`Mode::Plain`], [`Mode::Refer`] or [`Mode::Lazy`].
     pub mode: Mode,
     /// Data connections, 1 to [`mover::limits::LANES_MAX`].
     pub lanes: u8,
@@ -86,4 +92,22 @@ pub struct Ferried {
     pub link_bytes: u64,
     /// Bytes the target read from disks.
     pub disk_bytes: u64,
+}
+
+impl fmt::Display for Ferried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "lanes ({}, {} of them): {} pages sent, {} zero, {} by reference, of which {} had to be sent; {:.1} MiB over the \
+             wire, {:.1} MiB from disks",
+            self.mode.name(),
+            self.lanes,
+            self.data,
+            self.zero,
+            self.references,
+            self.refetched,
+            f64_of(self.link_bytes) / MIB,
+            f64_of(self.disk_bytes) / MIB
+        )
+    }
 }

@@ -87,6 +87,8 @@ fn config(plan: &Plan, wish: &Wish) -> Config {
         lanes: plan.lanes.into(),
         max_downtime: wish.max_downtime,
         max_rounds: wish.max_rounds,
+        // Pages are held back by paging them out.
+        holds_ahead: true,
         not_converging: if wish.finish { NotConverging::Finish } else { NotConverging::Abort },
         patience: SILENCE_MAX,
         // Who has lost the other end leaves the guest to the toolstack.

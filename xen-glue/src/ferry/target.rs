@@ -3,21 +3,25 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::time::Instant;
 
 use mover::error::{Error, GuestError};
 use mover::guest::{GuestMemory, TargetGuest, TargetLife};
-use mover::journal::Journal;
+use mover::journal::{Journal, Role};
 use mover::net::Connection;
-use mover::report::{Event, Observer};
+use mover::report::{Event, Observer, Phase};
 use mover::target::{self, Config, Host, Parts};
 use mover::wire::control::{Account, Shape};
-use mover::wire::hello::Secret;
+use mover::wire::hello::{MigrationId, Secret};
 
 use super::engine::{Engine, HandedOn, Unrecorded, WORDS, drain};
+use super::lingering::{GRACE, Lingering};
 use super::net::Quiet;
 use super::tally::Tally;
 use super::{SILENCE_MAX, disks};
+use crate::domain::Lazy;
 use crate::stream::{LanesDone, Offer};
 
 /// A running engine, and what it says.
@@ -26,6 +30,17 @@ pub(crate) struct Arrival {
     words: Receiver<Event>,
     go: SyncSender<()>,
     tally: Arc<Tally>,
+    migration: MigrationId,
+    /// Pages are held back.
+    lazy: Arc<AtomicBool>,
+}
+
+/// The source knows that the domain could run.
+pub(crate) enum Started {
+    /// And everything is there.
+    Whole(Account),
+    /// Pages are outstanding.
+    Draining(Lingering),
 }
 
 impl Arrival {
@@ -48,12 +63,28 @@ impl Arrival {
         self.tally.total()
     }
 
-    /// The stream is whole and the domain could run: has the source told, and waits for the engine's end.
-    pub(crate) fn go(self) -> Result<Account, Error> {
+    /// The stream is whole and the domain could run: has the source told, and waits for the engine's end where all pages
+    /// are there.
+    pub(crate) fn go(self) -> Result<Started, Error> {
         // It may have failed meanwhile, and says so itself.
         let _ = self.go.send(());
-        drop(self.words);
-        self.engine.end()
+        let mut started = None;
+        loop {
+            match self.words.recv_timeout(GRACE) {
+                Ok(Event::Phase { phase: Phase::Drain, .. }) => started = Some(Instant::now()),
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.engine.end().map(Started::Whole),
+            }
+            let lazy = self.lazy.load(Ordering::SeqCst);
+            if lazy && started.is_some_and(|since: Instant| since.elapsed() >= GRACE) {
+                let Self { engine, words, migration, .. } = self;
+                let work = Box::new(move |each: &mut dyn FnMut(&Event)| {
+                    words.iter().for_each(|event| each(&event));
+                    engine.end().map(|account| account_words(&account)).map_err(|error| error.to_string())
+                });
+                return Ok(Started::Draining(Lingering::new(migration, Role::Target, work)));
+            }
+        }
     }
 
     /// The restore is over without a domain: ends the engine. Its own error, if it has failed by itself.
@@ -66,11 +97,21 @@ impl Arrival {
     }
 }
 
-/// Starts receiving into `memory` over `connections`.
+fn account_words(account: &Account) -> String {
+    let feedback = &account.feedback;
+    format!(
+        "the guest is whole: {} pages were outstanding when it restarted, {} accesses to them answered, {} pages loaded from \
+         disks and checked, {} of them had to be sent",
+        account.lazy, feedback.faults, feedback.checked, feedback.failed
+    )
+}
+
+/// Starts receiving into `memory` over `connections`, which `lazy` can have held back.
 pub(crate) fn arrive(
     offer: &Offer,
     connections: Vec<Connection>,
     memory: Arc<dyn GuestMemory>,
+    lazy: Lazy,
 ) -> io::Result<Arrival> {
     let (say, words) = mpsc::sync_channel(WORDS);
     // Of these two one is there when the other asks: neither waits.
@@ -79,13 +120,15 @@ pub(crate) fn arrive(
     let observer: Arc<dyn Observer> = Arc::new(HandedOn(say.clone(), std::convert::identity));
     let counted = Arc::clone(&tally);
     let token = Secret(offer.token);
+    let (held, told) = (Arc::new(AtomicBool::new(false)), MigrationId(offer.migration));
+    let holds = Arc::clone(&held);
     let hang_ups = connections.iter().map(|connection| Arc::clone(&connection.hang_up)).collect();
     let engine = Engine::start(hang_ups, observer, move |around| {
-        let life = Life { told_to_go };
+        let life = Life { told_to_go, stop: None };
         let parts = Parts {
             acceptor: Box::new(Quiet::new(connections, &counted)),
             token,
-            host: Box::new(move |shape| host(shape, memory, life, &say)),
+            host: Box::new(move |shape| host(shape, memory, lazy, &holds, life, &say)),
             journal: Box::new(|_, _, _| {
                 let journal: Box<dyn Journal> = Box::new(Unrecorded);
                 Ok(journal)
@@ -99,14 +142,16 @@ pub(crate) fn arrive(
         };
         target::receive(parts, config, around)
     })?;
-    Ok(Arrival { engine, words, go, tally })
+    Ok(Arrival { engine, words, go, tally, migration: told, lazy: held })
 }
 
 /// The guest that is there already, and its disks as far as they can be read here.
 fn host(
     shape: &Shape,
     memory: Arc<dyn GuestMemory>,
-    life: Life,
+    lazy: Lazy,
+    holds: &AtomicBool,
+    mut life: Life,
     say: &SyncSender<Event>,
 ) -> Result<Host, Error> {
     if shape.pages != memory.pages().0 {
@@ -125,7 +170,14 @@ fn host(
         let text = format!("disk {} is left out: {why}", disk.name);
         let _ = say.send(Event::Notice { at_ms: 0.0, text });
     }
-    let lazy = Err("the hypervisor's paging is not used yet".to_owned());
+    let lazy = match shape.lazy {
+        true => lazy().map(|held| {
+            holds.store(true, Ordering::SeqCst);
+            life.stop = Some(held.stop);
+            held.hold
+        }),
+        false => Err("it was not asked for".to_owned()),
+    };
     let guest = TargetGuest { memory, life: Box::new(life), lazy, gate: None };
     Ok(Host { guest, disks, readable })
 }
@@ -133,6 +185,8 @@ fn host(
 /// The guest, whose state comes in-band and which the toolstack lets run.
 struct Life {
     told_to_go: Receiver<()>,
+    /// Stops the running domain.
+    stop: Option<Box<dyn FnMut() -> Result<(), GuestError> + Send>>,
 }
 
 impl TargetLife for Life {
@@ -145,6 +199,6 @@ impl TargetLife for Life {
         self.told_to_go.recv().map_err(failed)
     }
     fn stop(&mut self) -> Result<(), GuestError> {
-        Ok(())
+        self.stop.as_mut().map_or(Ok(()), |stop| stop())
     }
 }

@@ -48,6 +48,9 @@ struct Copy {
     pages: Vec<PageBuf>,
     populated: BTreeSet<u64>,
     finished: bool,
+    /// Pages that were held back, and whether holding back was ended.
+    held: u64,
+    let_go: bool,
 }
 
 /// How both ends have fared.
@@ -70,6 +73,8 @@ struct Journey {
     dial_back: bool,
     /// Whether the target takes lanes in the clear.
     plaintext: bool,
+    /// Whether its hypervisor can hold pages back.
+    can_hold: bool,
     carry: Carrier,
     /// Set when the target is to be cancelled.
     stop_target: &'static AtomicBool,
@@ -82,6 +87,7 @@ impl Journey {
             options: options(Some(plan)),
             dial_back: true,
             plaintext: false,
+            can_hold: true,
             carry: Box::new(|bytes, _| Some(bytes.to_vec())),
             stop_target,
         }
@@ -97,8 +103,9 @@ impl Journey {
             let (from_source, to_target) = (std::fs::File::from(out.0), std::fs::File::from(into.1));
             let carried = scope.spawn(move || carry(from_source, to_target, &mut self.carry));
             let (source_end, target_end) = (out.1, into.0);
-            let (dial_back, plaintext, stop_target) = (self.dial_back, self.plaintext, self.stop_target);
-            let target = scope.spawn(move || restored(&target_end, pages, dial_back, plaintext, stop_target));
+            let (stop_target, can_hold) = (self.stop_target, self.can_hold);
+            let taken = restore::Options { dial_back: self.dial_back, plaintext: self.plaintext };
+            let target = scope.spawn(move || restored(&target_end, pages, taken, can_hold, stop_target));
             let saved = save::run(SimSource::new(guest), source_end.as_fd(), &self.options, toolstack, &stop);
             drop(source_end);
             let (restored, copy, target_notes) = target.join().unwrap();
@@ -131,19 +138,22 @@ fn carry(mut from: std::fs::File, mut to: std::fs::File, change: &mut Carrier) -
 fn restored(
     from: &OwnedFd,
     pages: usize,
-    dial_back: bool,
-    plaintext: bool,
+    options: restore::Options,
+    can_hold: bool,
     stop: &AtomicBool,
 ) -> (Result<Restored, RestoreError>, Copy, Vec<String>) {
-    let (target, landed) = SimTarget::new(pages);
+    let (mut target, landed) = SimTarget::new(pages);
+    target.can_hold = can_hold;
+    let hold = Arc::clone(&target.hold);
     let mut toolstack = SimToolstack::default();
-    let options = restore::Options { dial_back, plaintext };
     let outcome = restore::run(target, from.as_fd(), &WIRING, &options, &mut toolstack, stop);
     let landed = landed.borrow();
     let copy = Copy {
         pages: (0..u64_of(pages)).map(|pfn| read(landed.memory.page(Pfn(pfn)))).collect(),
         populated: landed.populated.clone(),
         finished: landed.final_state.is_some(),
+        held: hold.times.load(Ordering::SeqCst),
+        let_go: hold.finished.load(Ordering::SeqCst),
     };
     assert!(!copy.finished || landed.final_state.as_ref() == Some(&states().1));
     (outcome, copy, toolstack.notes)
@@ -425,10 +435,14 @@ fn block_of(block: u64) -> PageBuf {
     page
 }
 
-/// Pages that stand on the disk go by reference; those whose blocks were overwritten since the index was made are sent after
-/// all, and none is wrong.
-#[test]
-fn pages_that_stand_on_a_disk_are_loaded_from_there() {
+/// A guest of 2,000 pages of which 500 stand on a disk with an index, some of them not any more.
+struct Shelved {
+    guest: Rc<RefCell<Guest>>,
+    plan: Plan,
+    _directory: tempfile::TempDir,
+}
+
+fn shelved(mode: Mode) -> Shelved {
     let directory = tempfile::tempdir().unwrap();
     let (path, indexes) = (directory.path().join("image"), directory.path().join("index"));
     image(&path, 600);
@@ -447,13 +461,58 @@ fn pages_that_stand_on_a_disk_are_loaded_from_there() {
     file.sync_all().unwrap();
     let gone = DiskSpec { name: "xvdb".into(), path: directory.path().join("none"), writable: true };
     let disk = DiskSpec { name: "xvda".into(), path, writable: true };
-    let plan = Plan { disks: vec![gone, disk], indexes, ..plan(Mode::Refer) };
-    let trip = Journey::new(plan).go(&guest, &mut patient());
+    let plan = Plan { disks: vec![gone, disk], indexes, ..plan(mode) };
+    Shelved { guest, plan, _directory: directory }
+}
+
+/// Pages that stand on the disk go by reference; those whose blocks were overwritten since the index was made are sent after
+/// all, and none is wrong.
+#[test]
+fn pages_that_stand_on_a_disk_are_loaded_from_there() {
+    let Shelved { guest, plan, .. } = &shelved(Mode::Refer);
+    let trip = Journey::new(plan.clone()).go(guest, &mut patient());
     let (saved, restored) = (trip.saved.unwrap(), trip.restored.unwrap());
-    assert_same(&guest, &trip.copy);
+    assert_same(guest, &trip.copy);
     let ferried = saved.ferried.unwrap();
     assert!(ferried.references >= 400 && ferried.refetched >= 40, "{ferried:?}");
     assert!(restored.references >= 400 && ferried.disk_bytes >= 360 * 4096, "{restored:?}, {ferried:?}");
     assert!(trip.notes.iter().any(|note| note.contains("disk xvdb is left out")), "{:?}", trip.notes);
     assert_eq!(trip.target_notes, [""; 0]);
+    assert!(trip.copy.held == 0 && !trip.copy.let_go, "nobody asked for it");
+}
+
+/// Where pages can be held back they are, while the rounds come in; each is what it was in the end, and nothing is held then.
+#[test]
+fn pages_held_back_on_their_way_are_right_in_the_end() {
+    let mut held = 0;
+    // Whether the loader or the holder comes first is chance.
+    for _ in 0..20 {
+        let Shelved { guest, plan, .. } = &shelved(Mode::Lazy);
+        // Written while pages are held back, by pages from the disk and by others.
+        guest.borrow_mut().later = vec![(0..20).collect(), (1000..1100).collect()];
+        let trip = Journey::new(plan.clone()).go(guest, &mut patient());
+        trip.saved.unwrap();
+        trip.restored.unwrap();
+        assert_same(guest, &trip.copy);
+        assert!(trip.copy.let_go);
+        held += trip.copy.held;
+        if held > 0 {
+            return;
+        }
+    }
+    panic!("no page was held back in any of the trips");
+}
+
+/// Where they can't, everything is there before the restart, and a line says why.
+#[test]
+fn without_paging_nothing_is_held_back() {
+    let Shelved { guest, plan, .. } = &shelved(Mode::Lazy);
+    let trip = Journey { can_hold: false, ..Journey::new(plan.clone()) }.go(guest, &mut patient());
+    let ferried = trip.saved.unwrap().ferried.unwrap();
+    trip.restored.unwrap();
+    assert_same(guest, &trip.copy);
+    assert!(ferried.references >= 400, "{ferried:?}");
+    assert!(trip.copy.held == 0 && !trip.copy.let_go);
+    let told = |note: &String| note.contains("no early restart") && note.contains("has no paging");
+    assert!(trip.notes.iter().any(told), "{:?}", trip.notes);
 }

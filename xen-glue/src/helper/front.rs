@@ -11,7 +11,8 @@
 //!   worker.
 //! - The worker's death without a word: what it has left behind is put back here, and libxl is told.
 //! - The last message is passed on when the worker has gone: libxl goes on as soon as it has that, and nothing may
-//!   be mapped any more.
+//!   be mapped any more. Unless the worker says that it goes on: then pages are outstanding, and what it has mapped is meant to
+//!   outlive the domain.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -30,7 +31,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::arguments::{Invocation, Job};
 use super::engine::Engine;
-use super::messages::{COMPLETE, Level, Message, Note, Passed};
+use super::messages::{COMPLETE, GOES_ON, Level, Message, Note, Passed};
 use super::{ENDING, PROGRAM, WORKER_ARGUMENT, errno_of};
 use crate::abi::{Scheduling, process};
 
@@ -116,6 +117,8 @@ struct Front {
     libxl_gone: bool,
     cancelled: Option<Instant>,
     complete: Option<Vec<u8>>,
+    /// The worker ends later.
+    goes_on: bool,
 }
 
 impl Front {
@@ -153,16 +156,25 @@ impl Front {
             libxl_gone: false,
             cancelled: None,
             complete: None,
+            goes_on: false,
         })
     }
 
     /// `share` is the guest's share of the processors before the worker began.
     fn serve(mut self, engine: &dyn Engine, invocation: &Invocation, share: Option<Scheduling>) -> ExitCode {
         while self.step() {}
-        let status = self.worker.wait();
         let complete = match self.complete.take() {
-            Some(complete) => complete,
-            None => self.worker_died(engine, invocation, share, status),
+            // Nothing of it stands in libxl's way: what it still has of the domain is meant to outlive this.
+            Some(complete) if self.goes_on => complete,
+            Some(complete) => {
+                // It has said all it had to say.
+                let _ = self.worker.wait();
+                complete
+            }
+            None => {
+                let status = self.worker.wait();
+                self.worker_died(engine, invocation, share, status)
+            }
         };
         let signal = i32::try_from(self.signal.load(Ordering::SeqCst)).unwrap_or_default();
         if signal != 0 && matches!(invocation.job, Job::Restore { .. }) {
@@ -242,6 +254,7 @@ impl Front {
     fn pass_on(&mut self) -> bool {
         match Passed::read(&mut self.socket) {
             Ok(Some(message)) if message.number == COMPLETE => self.complete = Some(message.bytes),
+            Ok(Some(message)) if message.number == GOES_ON => self.goes_on = true,
             Ok(Some(message)) if !self.libxl_gone => {
                 self.asked |= message.is_answered();
                 if to_libxl(&message.bytes).is_err() {

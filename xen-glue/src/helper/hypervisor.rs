@@ -17,7 +17,7 @@ use super::errno_of;
 use super::messages::Level;
 use super::session::Session;
 use crate::abi::{DomainId, Scheduling, ShadowOp, Xen};
-use crate::ferry::{Ferried, Plan, attached};
+use crate::ferry::{Lingering, Plan, attached};
 use crate::restore::{self, RestoreError, Wiring};
 use crate::save::{self, Options, SaveError};
 use crate::settings::{ModeName, Settings, Throttle};
@@ -102,7 +102,7 @@ fn save_domain(
         ),
     );
     if let Some(ferried) = &summary.ferried {
-        session.log(Level::Info, &ferried_words(ferried));
+        session.log(Level::Info, &ferried.to_string());
     }
     session.progress("Complete", 0, 0);
     Ok(Outcome::default())
@@ -114,6 +114,7 @@ fn plan(settings: &Settings, domain: DomainId, session: &mut Session) -> Option<
         ModeName::Stock => return None,
         ModeName::Plain => Mode::Plain,
         ModeName::Refer => Mode::Refer,
+        ModeName::Lazy => Mode::Lazy,
     };
     let mut plan = Plan {
         mode,
@@ -145,21 +146,6 @@ fn look_up(plan: &mut Plan, domain: DomainId, session: &mut Session) -> io::Resu
         notes.iter().for_each(|note| session.log(Level::Warning, note));
     }
     Ok(())
-}
-
-fn ferried_words(ferried: &Ferried) -> String {
-    format!(
-        "lanes ({}, {} of them): {} pages sent, {} zero, {} by reference, of which {} had to be sent; {:.1} MiB over the wire, \
-         {:.1} MiB from disks",
-        ferried.mode.name(),
-        ferried.lanes,
-        ferried.data,
-        ferried.zero,
-        ferried.references,
-        ferried.refetched,
-        f64_of(ferried.link_bytes) / MIB,
-        f64_of(ferried.disk_bytes) / MIB
-    )
 }
 
 fn restore_domain(
@@ -303,6 +289,16 @@ impl save::Toolstack for Teller<'_> {
         self.session.switch_qemu_logdirty(on)
     }
 
+    fn lingers(&mut self, left: Lingering) -> Result<(), String> {
+        self.session.log(
+            Level::Notice,
+            "the guest can run on the target; pages of it are still here, and this host is needed until the target has them: \
+             `pageferry status --wait` says when",
+        );
+        self.session.linger(left);
+        Ok(())
+    }
+
     fn report(&mut self, event: &save::Event<'_>) {
         match *event {
             save::Event::Phase(phase) => {
@@ -333,6 +329,16 @@ impl save::Toolstack for Teller<'_> {
 }
 
 impl restore::Toolstack for Teller<'_> {
+    fn lingers(&mut self, left: Lingering) -> Result<(), String> {
+        self.session.log(
+            Level::Notice,
+            "the guest can run; pages of it are outstanding, and the source host is needed until they are here: \
+             `pageferry status --wait` says when",
+        );
+        self.session.linger(left);
+        Ok(())
+    }
+
     fn static_data_done(&mut self, missing: u32) -> io::Result<bool> {
         self.session.static_data_done(missing)
     }

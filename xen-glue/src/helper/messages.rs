@@ -104,6 +104,8 @@ pub enum Message<'a> {
         /// The error's number, or 0.
         errno: i32,
     },
+    /// To the front alone: the worker goes on for a while, and is not to be waited for.
+    GoesOn,
 }
 
 /// Message 8's number, and bit of `CBFLAGS`.
@@ -114,6 +116,8 @@ pub(crate) const SWITCH_QEMU_LOGDIRTY: u16 = 7;
 pub(crate) const SUSPEND: u16 = 3;
 /// Message 10's number.
 pub(crate) const COMPLETE: u16 = 10;
+/// What the worker tells the front alone; libxl's numbers are far below.
+pub(crate) const GOES_ON: u16 = 0x7066;
 
 impl Message<'_> {
     /// Its number.
@@ -127,6 +131,7 @@ impl Message<'_> {
             Self::StaticDataDone { .. } => STATIC_DATA_DONE,
             Self::RestoreResults { .. } => 9,
             Self::Complete { .. } => COMPLETE,
+            Self::GoesOn => GOES_ON,
         }
     }
 
@@ -147,7 +152,7 @@ impl Message<'_> {
                 body.extend(done.to_ne_bytes());
                 body.extend(total.to_ne_bytes());
             }
-            Self::Suspend => {}
+            Self::Suspend | Self::GoesOn => {}
             Self::SwitchQemuLogdirty { domain, enable } => {
                 body.extend(u32::from(domain).to_ne_bytes());
                 body.extend(u32::from(enable).to_ne_bytes());

@@ -19,6 +19,7 @@ pub mod arguments;
 mod engine;
 mod front;
 mod hypervisor;
+mod lingering;
 mod messages;
 mod session;
 mod stock;

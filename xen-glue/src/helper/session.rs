@@ -7,6 +7,7 @@ use std::sync::mpsc::Receiver;
 
 use super::arguments::Invocation;
 use super::messages::{Level, Message, STATIC_DATA_DONE, SUSPEND, SWITCH_QEMU_LOGDIRTY};
+use crate::ferry::Lingering;
 
 /// Who speaks in the engine's lines: libxc, whose place it has.
 const CONTEXT: &str = "xc";
@@ -17,11 +18,12 @@ pub struct Session {
     invocation: Invocation,
     out: UnixStream,
     answers: Receiver<i32>,
+    left: Option<Lingering>,
 }
 
 impl Session {
     pub(crate) fn new(invocation: Invocation, out: UnixStream, answers: Receiver<i32>) -> Self {
-        Self { invocation, out, answers }
+        Self { invocation, out, answers, left: None }
     }
 
     /// Has the guest suspended; false if libxl failed to.
@@ -66,6 +68,21 @@ impl Session {
     /// How far it is, for libxl's log; with a `total` of 0 a line without a percentage.
     pub fn progress(&mut self, what: &str, done: u64, total: u64) {
         let _ = self.tell(&Message::Progress { context: CONTEXT, what, done, total });
+    }
+
+    /// What is to go on when libxl has been told that it is done.
+    pub fn linger(&mut self, left: Lingering) {
+        self.left = Some(left);
+    }
+
+    /// Nothing more is said.
+    pub(crate) fn hang_up(&self) {
+        // A front that is gone has hung up itself.
+        let _ = self.out.shutdown(std::net::Shutdown::Both);
+    }
+
+    pub(crate) fn take_left(&mut self) -> Option<Lingering> {
+        self.left.take()
     }
 
     pub(crate) fn tell(&mut self, message: &Message<'_>) -> io::Result<()> {

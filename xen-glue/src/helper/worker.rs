@@ -26,6 +26,7 @@ use rustix::process::{Signal, getpid, kill_process, setsid};
 
 use super::arguments::{Invocation, Job};
 use super::engine::{Engine, Failure, Outcome};
+use super::lingering;
 use super::messages::{Level, Message, Note};
 use super::session::Session;
 use super::{ENDING, PROGRAM, errno_of};
@@ -44,18 +45,32 @@ pub(crate) fn run(engine: &dyn Engine, socket: RawFd, invocation: Invocation) ->
     let _ = setsid();
     let socket = UnixStream::from(socket);
     match prepare(socket, invocation) {
-        Ok((mut session, stop)) => {
+        Ok((mut session, stop, over)) => {
             let result = guarded(engine, &invocation, &io, &mut session, &stop);
+            let left = session.take_left().filter(|_| result.is_ok());
+            if left.is_some() {
+                let _ = session.tell(&Message::GoesOn);
+            }
             end(&mut session, &invocation, &result, stop.load(Ordering::SeqCst));
+            // The front takes the end of the socket for the end of the conversation; the stream is libxl's alone from here on.
+            over.store(true, Ordering::SeqCst);
+            session.hang_up();
+            drop((session, io));
+            if let Some(left) = left {
+                lingering::finish(left, invocation.domain);
+            }
             ExitCode::SUCCESS
         }
         Err(()) => ExitCode::FAILURE,
     }
 }
 
+/// The conversation, what stops the engine, and what ends the control thread.
+type Prepared = (Session, Arc<AtomicBool>, Arc<AtomicBool>);
+
 /// Signals, the control thread, and the conversation. What fails here leaves the front without a worker, which it
 /// reports.
-fn prepare(socket: UnixStream, invocation: Invocation) -> Result<(Session, Arc<AtomicBool>), ()> {
+fn prepare(socket: UnixStream, invocation: Invocation) -> Result<Prepared, ()> {
     let stop = Arc::new(AtomicBool::new(false));
     let (wake, woken) = UnixStream::pair().map_err(drop)?;
     for signal in ENDING {
@@ -65,12 +80,13 @@ fn prepare(socket: UnixStream, invocation: Invocation) -> Result<(Session, Arc<A
     process::interrupt_by(signal_hook::consts::SIGUSR1).map_err(drop)?;
     let (answer, answers) = mpsc::channel();
     let notes = socket.try_clone().map_err(drop)?;
-    let stopping = Arc::clone(&stop);
+    let over = Arc::new(AtomicBool::new(false));
+    let (stopping, ended) = (Arc::clone(&stop), Arc::clone(&over));
     std::thread::Builder::new()
         .name("control".to_owned())
-        .spawn(move || control(notes, &woken, answer, &stopping))
+        .spawn(move || control(notes, &woken, answer, &stopping, &ended))
         .map_err(drop)?;
-    Ok((Session::new(invocation, socket, answers), stop))
+    Ok((Session::new(invocation, socket, answers), stop, over))
 }
 
 /// Runs the engine; a panic is a failure like another, told to libxl.
@@ -111,10 +127,16 @@ fn end(session: &mut Session, invocation: &Invocation, result: &Result<Outcome, 
     let _ = session.tell(&Message::Complete { retval, errno });
 }
 
-/// The control thread; ends with the process.
-fn control(mut notes: UnixStream, woken: &UnixStream, answer: Sender<i32>, stop: &AtomicBool) {
+/// The control thread; ends with the process, or when the conversation is over.
+fn control(
+    mut notes: UnixStream,
+    woken: &UnixStream,
+    answer: Sender<i32>,
+    stop: &AtomicBool,
+    over: &AtomicBool,
+) {
     let mut answer = Some(answer);
-    loop {
+    while !over.load(Ordering::SeqCst) {
         let timeout = stop.load(Ordering::SeqCst).then_some(INTERRUPT_EVERY);
         let timeout = timeout.and_then(|time| rustix::event::Timespec::try_from(time).ok());
         let watched = PollFlags::IN;
@@ -124,6 +146,9 @@ fn control(mut notes: UnixStream, woken: &UnixStream, answer: Sender<i32>, stop:
         let count = if answer.is_some() { 2 } else { 1 };
         let ready = poll(&mut fds[..count], timeout.as_ref()).unwrap_or(0) > 0;
         let [signalled, noted] = fds.map(|fd| ready && !fd.revents().is_empty());
+        if over.load(Ordering::SeqCst) {
+            return;
+        }
         if signalled {
             let _ = (&*woken).read(&mut [0; 16]);
             stop.store(true, Ordering::SeqCst);

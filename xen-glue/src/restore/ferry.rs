@@ -11,7 +11,7 @@ use super::phases::Restore;
 use super::{Event, RestoreError, Toolstack};
 use crate::channel::Channel;
 use crate::domain::{DomainError, Target};
-use crate::ferry::{Arrival, DialBack, arrive};
+use crate::ferry::{Arrival, DialBack, Started, arrive};
 use crate::stream::{Lanes, LanesDone, Offer};
 
 /// How long to wait for the stream before looking how the engine is.
@@ -70,7 +70,7 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
             broken(format!("the source means to have been dialled back, and has not been: {why}"))
         })?;
         let memory = self.target.memory(lanes.pages, &lanes.populated)?;
-        let arrival = arrive(&offer, connections, memory)
+        let arrival = arrive(&offer, connections, memory, self.target.hold_back())
             .map_err(|error| broken(format!("cannot start threads for the lanes: {error}")))?;
         self.toolstack.report(&Event::Detail("pages come by lanes"));
         self.ferry = Ferry::Receiving(arrival);
@@ -123,9 +123,13 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
     /// The domain could run: has the source told.
     pub(super) fn confirm(&mut self) -> Result<(), RestoreError> {
         if let Ferry::Receiving(arrival) = std::mem::take(&mut self.ferry) {
-            let account = arrival.go().map_err(|error| broken(error.to_string()))?;
-            self.restored.references = account.feedback.checked;
-            self.restored.disk_bytes = account.feedback.disk_bytes;
+            match arrival.go().map_err(|error| broken(error.to_string()))? {
+                Started::Whole(account) => {
+                    self.restored.references = account.feedback.checked;
+                    self.restored.disk_bytes = account.feedback.disk_bytes;
+                }
+                Started::Draining(lingering) => self.toolstack.lingers(lingering).map_err(broken)?,
+            }
         }
         Ok(())
     }

@@ -25,6 +25,7 @@ pub use error::RestoreError;
 use crate::abi::DomainId;
 pub use crate::domain::Wiring;
 use crate::domain::{Domain, Frames, HvmTarget, PvTarget, Target};
+use crate::ferry::Lingering;
 
 /// The toolstack that wants the domain restored.
 pub trait Toolstack {
@@ -34,6 +35,13 @@ pub trait Toolstack {
     /// # Errors
     /// The toolstack can't be asked.
     fn static_data_done(&mut self, missing: u32) -> io::Result<bool>;
+    /// Is told that the domain can run while pages of it are outstanding. As it stands, it waits until none are.
+    ///
+    /// # Errors
+    /// A sentence: they can't be had.
+    fn lingers(&mut self, left: Lingering) -> Result<(), String> {
+        left.finish(|_| {}).map(drop)
+    }
     /// Is told how it goes.
     fn report(&mut self, event: &Event<'_>);
 }

@@ -13,16 +13,18 @@ use std::time::{Duration, Instant};
 
 use mover::bitmap::Bitmap;
 use mover::error::Error;
+use mover::journal::Role;
 use mover::policy::Wish;
-use mover::report::{Event as Told, Mode};
+use mover::report::{Event as Told, Mode, Phase as Step, Summary};
 use mover::runtime::Threads;
 use mover::units::usize_of;
+use mover::wire::hello::MigrationId;
 use rustix::fs::FileType;
 
 use super::phases::Save;
 use super::{Event, Phase, Policy, SaveError, Toolstack};
 use crate::domain::{Absent, LogRead, Source};
-use crate::ferry::{Answer, Call, Departure, Ferried, Harbour, Plan, Terms, Word, depart};
+use crate::ferry::{Answer, Call, Departure, Ferried, GRACE, Harbour, Lingering, Plan, Terms, Word, depart};
 use crate::stream::limits::RUNS_MAX;
 use crate::stream::{Lanes, Offer};
 
@@ -98,12 +100,13 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
             let text = "the guest is not slowed down while its pages go by lanes (`throttle` in /etc/pageferry.toml)";
             self.toolstack.report(&Event::Note(text));
         }
-        self.serve(departure, &absent)
+        self.serve(departure, &absent, MigrationId(offer.migration))
     }
 
     fn say(&mut self, plan: &Plan, offer: &Offer) {
         let what = match plan.mode {
             Mode::Refer => "pages go by lanes, those that stand on disks by reference",
+            Mode::Lazy => "pages go by lanes, those that stand on disks by reference, and late",
             _ => "pages go by lanes",
         };
         let how = if plan.plaintext { "in the clear" } else { "under TLS" };
@@ -124,12 +127,24 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
     }
 
     /// Does what the engine asks for until it has ended.
-    fn serve(&mut self, departure: Departure, absent: &Arc<Absent>) -> Result<(), SaveError> {
+    fn serve(
+        &mut self,
+        departure: Departure,
+        absent: &Arc<Absent>,
+        migration: MigrationId,
+    ) -> Result<(), SaveError> {
         let Departure { engine, words, tally } = departure;
         let (mut trouble, mut cancelled, mut round) = (None, None, (0, 0));
+        let mode = self.options.ferry.as_ref().map_or(Mode::Plain, |plan| plan.mode);
+        let mut draining: Option<Instant> = None;
         loop {
-            match words.recv_timeout(GLANCE) {
-                Ok(Word::Told(event)) => self.told(event, &mut round),
+            match words.recv_timeout(if draining.is_some() { GRACE } else { GLANCE }) {
+                Ok(Word::Told(event)) => {
+                    if let Told::Phase { phase: Step::Drain, .. } = event {
+                        draining = Some(Instant::now());
+                    }
+                    self.told(event, &mut round);
+                }
                 Ok(Word::Asks(call, answer)) => {
                     let done = match call {
                         Call::Harvest => self.harvest(),
@@ -150,6 +165,19 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            if mode == Mode::Lazy && draining.is_some_and(|since| since.elapsed() >= GRACE) {
+                let work = Box::new(move |each: &mut dyn FnMut(&Told)| {
+                    for word in words.iter() {
+                        if let Word::Told(event) = word {
+                            each(&event);
+                        }
+                    }
+                    let summary = engine.end().map_err(|error| error.to_string())?;
+                    Ok(ferried(mode, &summary).to_string())
+                });
+                self.lingering = Some(Lingering::new(migration, Role::Source, work));
+                return Ok(());
+            }
             if self.stop.load(Ordering::Relaxed) {
                 engine.cancel();
                 let since = *cancelled.get_or_insert_with(Instant::now);
@@ -163,19 +191,9 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
             return Err(trouble);
         }
         let summary = outcome.map_err(ferry_error)?;
-        let mode = self.options.ferry.as_ref().map_or(Mode::Plain, |plan| plan.mode);
         self.summary.rounds += summary.rounds.saturating_sub(1);
         self.summary.pages += summary.pages_data;
-        self.summary.ferried = Some(Ferried {
-            mode,
-            lanes: summary.lanes,
-            zero: summary.pages_zero,
-            data: summary.pages_data,
-            references: summary.pages_by_reference,
-            refetched: summary.pages_refetched,
-            link_bytes: summary.link_bytes,
-            disk_bytes: summary.disk_bytes,
-        });
+        self.summary.ferried = Some(ferried(mode, &summary));
         Ok(())
     }
 
@@ -197,6 +215,10 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
         self.source.check()?;
         let which = if self.suspended_at.is_some() { LogRead::Last } else { LogRead::Round };
         self.source.log_read(which, &mut self.dirty)?;
+        if which == LogRead::Last && self.options.ferry.as_ref().is_some_and(|plan| plan.mode == Mode::Lazy) {
+            // They are sent, and so are there when a backend asks for them again on the target.
+            self.source.granted(&mut self.dirty)?;
+        }
         Ok(self.dirty.clone())
     }
 
@@ -205,6 +227,19 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
         self.records.lanes_done(done)?;
         self.phase(Phase::FinalState, Self::final_state)?;
         self.phase(Phase::End, Self::end)
+    }
+}
+
+fn ferried(mode: Mode, summary: &Summary) -> Ferried {
+    Ferried {
+        mode,
+        lanes: summary.lanes,
+        zero: summary.pages_zero,
+        data: summary.pages_data,
+        references: summary.pages_by_reference,
+        refetched: summary.pages_refetched,
+        link_bytes: summary.link_bytes,
+        disk_bytes: summary.disk_bytes,
     }
 }
 

@@ -21,13 +21,17 @@ mod records;
 mod tests;
 
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 pub use error::SaveError;
 pub use options::{Event, Observation, Options, Phase, Policy, Summary, Toolstack, Verdict};
 
 use crate::abi::DomainId;
 use crate::domain::{Domain, HvmSource, PvSource, Source};
+
+/// How often to look whether a domain is whole.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// Saves domain `id` into the stream `to`, until it is done or `stop` is set. A call that waits on the stream sees
 /// `stop` when a signal interrupts it.
@@ -41,11 +45,38 @@ pub fn domain(
     toolstack: &mut impl Toolstack,
     stop: &AtomicBool,
 ) -> Result<Summary, SaveError> {
-    let domain = Domain::open(id)?;
+    let mut domain = Domain::open(id)?;
+    wait_whole(&mut domain, toolstack, stop)?;
     if domain.is_hvm() {
         run(HvmSource::new(domain)?, to, options, toolstack, stop)
     } else {
         run(PvSource::new(domain)?, to, options, toolstack, stop)
+    }
+}
+
+/// Waits until no page of a domain that has restarted early is outstanding: to a save such a page has no contents.
+fn wait_whole(
+    domain: &mut Domain,
+    toolstack: &mut impl Toolstack,
+    stop: &AtomicBool,
+) -> Result<(), SaveError> {
+    let mut told = false;
+    loop {
+        let left = domain.info()?.paged_pages;
+        if left == 0 {
+            return Ok(());
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Err(SaveError::Cancelled);
+        }
+        if !std::mem::replace(&mut told, true) {
+            let text = format!(
+                "{left} pages of the guest are still on their way from the host it came from; it is saved when they are here \
+                 (`pageferry status`)"
+            );
+            toolstack.report(&Event::Note(&text));
+        }
+        std::thread::sleep(GLANCE);
     }
 }
 

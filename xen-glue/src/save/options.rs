@@ -8,7 +8,7 @@ use std::time::Duration;
 pub use mover::policy::Observation;
 use mover::policy::{Decision, Wish};
 
-use crate::ferry::{Ferried, Plan};
+use crate::ferry::{Ferried, Lingering, Plan};
 
 /// How a save is to be done.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,6 +74,13 @@ pub trait Toolstack {
     /// # Errors
     /// The toolstack can't be asked.
     fn device_log(&mut self, on: bool) -> io::Result<bool>;
+    /// Is told that the guest can run on the target while pages of it are still here. As it stands, it waits until none are.
+    ///
+    /// # Errors
+    /// A sentence: the target could not be reached any more.
+    fn lingers(&mut self, left: Lingering) -> Result<(), String> {
+        left.finish(|_| {}).map(drop)
+    }
     /// What to do after a round, `written` pages in all, where the toolstack has a policy of its own: it goes before
     /// [`Options::policy`].
     fn judge(&mut self, _seen: &Observation, _written: u64) -> Option<Verdict> {

@@ -14,7 +14,7 @@ use super::ferry;
 use super::records::Records;
 use super::{Event, Options, Phase, SaveError, Summary, Toolstack, Verdict};
 use crate::domain::{Batch, Life, LogRead, Source};
-use crate::ferry::Harbour;
+use crate::ferry::{Harbour, Lingering};
 use crate::stream::GuestType;
 
 /// What stopping a guest costs besides its pages: suspending itself, its state, starting on the other side.
@@ -47,6 +47,8 @@ pub(super) struct Save<'a, S: Source, T: Toolstack> {
     speed: u8,
     begun: Instant,
     pub(super) suspended_at: Option<Instant>,
+    /// The engine works on.
+    pub(super) lingering: Option<Lingering>,
     pub(super) summary: Summary,
 }
 
@@ -74,6 +76,7 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
             speed: 100,
             begun: Instant::now(),
             suspended_at: None,
+            lingering: None,
             summary: Summary::default(),
             source,
             toolstack,
@@ -86,6 +89,10 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
     pub(super) fn run(mut self) -> Result<Summary, SaveError> {
         let outcome = self.phases();
         self.clean_up();
+        let outcome = outcome.and_then(|()| match self.lingering.take() {
+            Some(left) => self.toolstack.lingers(left).map_err(|what| SaveError::Ferry { what }),
+            None => Ok(()),
+        });
         match outcome {
             // Whatever a stop has made fail, it is the reason.
             Err(_) if self.stop.load(Ordering::Relaxed) => Err(SaveError::Cancelled),

@@ -25,6 +25,7 @@ use xen_glue::helper::{DIVERTED, HELPER, PROGRAM};
 
 use crate::console::Console;
 use crate::failure::{Failure, OrFail, Outcome};
+use crate::status;
 
 /// Minor versions of Xen 4 this was made for and tried on.
 const MINORS: std::ops::RangeInclusive<u32> = 17..=20;
@@ -60,6 +61,16 @@ pub(crate) fn install(helper: Option<&Path>, root: &Path, console: &Console) -> 
 
 /// Takes ours out of every Xen below `root`.
 pub(crate) fn uninstall(root: &Path, console: &Console) -> Outcome {
+    let draining = status::draining();
+    if let (Some(first), true) = (draining.first(), root == Path::new("/")) {
+        return Err(Failure::new(
+            ExitClass::Guest,
+            format!(
+                "{first} has pages outstanding, which Xen's own helper would save as if they were not there. Wait for them: \
+                 `pageferry status --wait`"
+            ),
+        ));
+    }
     let places = places(root)?;
     let states = places.iter().map(Place::state).collect::<Outcome<Vec<_>>>()?;
     let mut done = Vec::new();

@@ -1,0 +1,325 @@
+//! Pages held back from an HVM or PVH guest by the hypervisor's own memory paging.
+//!
+//! ```text
+//!   begin       a ring in a frame that is not the guest's -> paging on -> the frame is taken from the guest
+//!   hold_ahead  nominate, evict: the page's memory is the hypervisor's, and claimed for this guest
+//!   an access   a request on the ring: next_fault; a virtual CPU stands still, a backend tries again
+//!   release     a page with these bytes, in one step; then responses to all who wait for it
+//!   finish      nothing is held -> paging off, the claim given back
+//! ```
+//! Threads: pages are held back by one and released by any; `next_fault` is one's. Invariants:
+//! - A page that is held is in nobody's mapping: it could not have been evicted else, and a mapping made since waits for it.
+//! - Every request gets its response, or is among those that wait for a page that is held: the ring has eight places.
+//! - A held page that the guest gives back is gone: its release finds nothing to be given, and that is right.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use mover::bitmap::{Bitmap, SharedBitmap};
+use mover::error::GuestError;
+use mover::guest::HoldBack;
+use mover::memory::GuestPage;
+use mover::units::{PAGE_BYTES, Pfn, usize_of};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::DomainError;
+use super::common::{Domain, LOG, fill_words};
+use super::lanes::{lock, told};
+use super::populate::Populate;
+use crate::abi::paging::RING_PARAM;
+use crate::abi::{DomainId, EventChannels, HypercallBuffer, PagingEvent, PagingRing, Xen};
+
+/// Frames above the guest's highest at which the ring stands while it is made.
+const RING_ABOVE: u64 = 16;
+/// Pages evicted before their memory is claimed; until then somebody else may be given it.
+const CLAIM_EVERY: u64 = 64;
+/// How long turning paging off may be refused because virtual CPUs wait for room on the ring.
+const OFF_WITHIN: Duration = Duration::from_secs(30);
+
+/// Paging of one guest.
+#[derive(Debug)]
+pub(super) struct Paging {
+    domain: DomainId,
+    frames: u64,
+    held: SharedBitmap,
+    calls: Mutex<Calls>,
+    ring: Mutex<Ring>,
+    channels: EventChannels,
+    port: u32,
+    /// Pages held; those claimed for.
+    holds: AtomicU64,
+    claimed: AtomicU64,
+    finished: AtomicBool,
+}
+
+/// What hypercalls need.
+#[derive(Debug)]
+struct Calls {
+    xen: Xen,
+    page: HypercallBuffer,
+}
+
+/// The ring, and what has come over it.
+#[derive(Debug)]
+struct Ring {
+    ring: PagingRing,
+    /// Requests for held pages.
+    waiting: Vec<PagingEvent>,
+    /// Held pages that somebody waits for, each once.
+    faults: VecDeque<Pfn>,
+    given_up: VecDeque<Pfn>,
+}
+
+/// Why a hypervisor or a guest has no paging, and what it would take.
+fn why_not(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => {
+            "the hypervisor has no memory paging. It takes one built with CONFIG_UNSUPPORTED and \
+                               CONFIG_MEM_PAGING, which no distribution ships"
+                .to_owned()
+        }
+        Some(libc::EMLINK) => "the guest has a device of the host's, which can't wait for a page".to_owned(),
+        Some(libc::EXDEV) => "the guest's memory is populated on demand (maxmem above memory)".to_owned(),
+        Some(libc::ENODEV) => "the guest runs without nested paging (hap=1)".to_owned(),
+        Some(libc::EOPNOTSUPP) => "the control domain is PVH, under which Xen pages nothing".to_owned(),
+        Some(libc::EBUSY) => "somebody else pages this guest already".to_owned(),
+        _ => format!("the hypervisor refuses to page the guest's memory: {error}"),
+    }
+}
+
+impl Paging {
+    /// Turns it on, for a guest of so many frames.
+    pub(super) fn begin(domain: &mut Domain, populate: &mut Populate, frames: u64) -> Result<Self, String> {
+        let frame = frames + RING_ABOVE;
+        populate
+            .ensure(domain, std::iter::once(frame), false, |_, _| {})
+            .map_err(|error| error.to_string())?;
+        let (id, no) = (domain.id, |error: io::Error| why_not(&error));
+        let ring = PagingRing::map(&domain.xen, id, frame).map_err(no)?;
+        domain.xen.set_hvm_param(id, RING_PARAM, frame).map_err(no)?;
+        let on = domain.xen.paging_on(id);
+        // Whatever comes of it, the frame is none of the guest's.
+        let mut extents = domain.xen.buffer(size_of::<u64>()).map_err(no)?;
+        fill_words(&mut extents, &[frame]);
+        let taken = domain.xen.take_frame(id, &mut extents);
+        let remote = on.map_err(no)?;
+        taken.map_err(no)?;
+        let channels = EventChannels::open().map_err(no)?;
+        let port = channels.bind(id, remote).map_err(no)?;
+        let xen = Xen::open().map_err(no)?;
+        let page = xen.buffer(PAGE_BYTES).map_err(no)?;
+        let (waiting, faults, given_up) = (Vec::new(), VecDeque::new(), VecDeque::new());
+        Ok(Self {
+            domain: id,
+            frames,
+            held: SharedBitmap::new(usize_of(frames)),
+            calls: Mutex::new(Calls { xen, page }),
+            ring: Mutex::new(Ring { ring, waiting, faults, given_up }),
+            channels,
+            port,
+            holds: AtomicU64::new(0),
+            claimed: AtomicU64::new(0),
+            finished: AtomicBool::new(false),
+        })
+    }
+
+    fn failed(&self, doing: &'static str) -> impl Fn(io::Error) -> GuestError {
+        let domain = self.domain;
+        move |source| told(DomainError::call(doing, domain, LOG)(source))
+    }
+
+    /// Takes what has come over the ring: who waits for a page that is not held any more goes on at once.
+    fn take_in(&self) -> Result<(), GuestError> {
+        let mut guard = lock(&self.ring);
+        let Ring { ring, waiting, faults, given_up } = &mut *guard;
+        let mut answered = false;
+        while let Some(event) = ring.take() {
+            let known = event.frame < self.frames;
+            let pfn = Pfn(event.frame);
+            if known && event.is_given_up() {
+                if self.forget(pfn) {
+                    given_up.push_back(pfn);
+                    // A virtual CPU that waits for it looks again, and finds nothing there.
+                    waiting.retain(|other| other.frame != event.frame || (ring.put(other), false).1);
+                }
+            } else if known && self.held.get(pfn.index()) {
+                if waiting.iter().all(|other| other.frame != event.frame) {
+                    faults.push_back(pfn);
+                }
+                waiting.push(event);
+                continue;
+            }
+            ring.put(&event);
+            answered = true;
+        }
+        drop(guard);
+        if answered { self.notify() } else { Ok(()) }
+    }
+
+    /// `pfn` is held no more; whether it was. What was claimed for it has been used, or is another page's.
+    fn forget(&self, pfn: Pfn) -> bool {
+        let was = self.held.clear(pfn.index());
+        if was {
+            self.holds.fetch_sub(1, SeqCst);
+            // At most an early claim more than is needed.
+            let _ = self.claimed.fetch_update(SeqCst, SeqCst, |claimed| claimed.checked_sub(1));
+        }
+        was
+    }
+
+    fn notify(&self) -> Result<(), GuestError> {
+        self.channels.notify(self.port).map_err(self.failed("answer who waits for a page"))
+    }
+
+    /// Lets all go on who wait for `pfn`, which is held no more.
+    fn answer(&self, pfn: Pfn) -> Result<(), GuestError> {
+        let mut guard = lock(&self.ring);
+        let Ring { ring, waiting, .. } = &mut *guard;
+        self.forget(pfn);
+        let before = waiting.len();
+        waiting.retain(|event| event.frame != pfn.0 || (ring.put(event), false).1);
+        let some = waiting.len() < before;
+        drop(guard);
+        if some { self.notify() } else { Ok(()) }
+    }
+
+    /// Sets memory aside for all that is held.
+    fn claim(&self) -> Result<(), GuestError> {
+        let holds = self.holds.load(SeqCst);
+        let mut calls = lock(&self.calls);
+        let info = calls.xen.domain_info(self.domain).map_err(self.failed("read the state"))?;
+        // One claim at a time: between the two calls the memory is anybody's.
+        let claimed = calls.xen.claim(self.domain, 0).and_then(|()| {
+            if holds == 0 { Ok(()) } else { calls.xen.claim(self.domain, info.tot_pages + holds) }
+        });
+        self.claimed.store(holds, SeqCst);
+        claimed.map_err(|error| {
+            GuestError::State(format!(
+                "the memory of {holds} pages that are paged out can't be claimed for the guest: {error}. Somebody else on this \
+                 host was given it meanwhile; free some, or use mode = \"refer\""
+            ))
+        })
+    }
+
+    /// A nominated page that could not be evicted is the guest's again.
+    fn take_back(&self, calls: &mut Calls, pfn: Pfn) -> io::Result<()> {
+        match calls.xen.page_in(self.domain, pfn.0, None) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                // Nobody has touched it yet. A touch makes it ready to be taken back.
+                let mut window = crate::abi::ForeignWindow::reserve(&calls.xen, 1)?.impatient();
+                window.map(self.domain, &[pfn.0], crate::abi::Access::Write)?;
+                drop(window);
+                match calls.xen.page_in(self.domain, pfn.0, None) {
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+                    other => other,
+                }
+            }
+            other => other,
+        }
+    }
+}
+
+impl HoldBack for Paging {
+    fn hold_back(&self, _: &Bitmap) -> Result<(), GuestError> {
+        self.claim()
+    }
+    fn holds_ahead(&self) -> bool {
+        true
+    }
+    fn hold_ahead(&self, pfn: Pfn) -> Result<bool, GuestError> {
+        let held = {
+            let mut calls = lock(&self.calls);
+            match calls.xen.page_nominate(self.domain, pfn.0) {
+                Ok(()) => match calls.xen.page_evict(self.domain, pfn.0) {
+                    Ok(()) => true,
+                    Err(_) => {
+                        self.take_back(&mut calls, pfn).map_err(self.failed("page a page in again"))?;
+                        false
+                    }
+                },
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => false,
+                Err(error) => return Err(self.failed("page a page out")(error)),
+            }
+        };
+        if held {
+            self.held.set(pfn.index());
+            let holds = self.holds.fetch_add(1, SeqCst) + 1;
+            if holds.saturating_sub(self.claimed.load(SeqCst)) >= CLAIM_EVERY {
+                self.claim()?;
+            }
+        }
+        // What somebody has asked for meanwhile is not to take the ring's places.
+        self.take_in()?;
+        Ok(held)
+    }
+    fn is_held(&self, pfn: Pfn) -> bool {
+        self.held.get(pfn.index())
+    }
+    fn given_up(&self) -> Option<Pfn> {
+        lock(&self.ring).given_up.pop_front()
+    }
+    fn release(&self, pfn: Pfn, page: GuestPage<'_>) -> Result<(), GuestError> {
+        {
+            let mut calls = lock(&self.calls);
+            let Calls { xen, page: buffer } = &mut *calls;
+            page.copy_part_to(0, &mut buffer.as_mut_bytes()[..PAGE_BYTES]);
+            match xen.page_in(self.domain, pfn.0, Some(buffer)) {
+                Ok(()) => {}
+                // The guest has given it back.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(self.failed("page a page in")(error)),
+            }
+        }
+        self.answer(pfn)
+    }
+    fn wake(&self, pfn: Pfn) -> Result<(), GuestError> {
+        self.answer(pfn)
+    }
+    fn next_fault(&self, timeout: Duration) -> Result<Option<Pfn>, GuestError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            self.take_in()?;
+            while let Some(pfn) = lock(&self.ring).faults.pop_front() {
+                if self.held.get(pfn.index()) {
+                    return Ok(Some(pfn));
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || !lock(&self.ring).given_up.is_empty() {
+                return Ok(None);
+            }
+            let descriptor = self.channels.descriptor();
+            let mut fds = [PollFd::new(&descriptor, PollFlags::IN)];
+            let left = Timespec::try_from(left).ok();
+            // Interrupted: it is looked again.
+            if poll(&mut fds, left.as_ref()).is_ok_and(|ready| ready > 0) {
+                let rung = self.channels.pending().and_then(|port| self.channels.unmask(port));
+                rung.map_err(self.failed("hear who waits for a page"))?;
+            }
+        }
+    }
+    fn finish(&self) -> Result<(), GuestError> {
+        if self.finished.swap(true, SeqCst) {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        loop {
+            self.take_in()?;
+            let off = lock(&self.calls).xen.paging_off(self.domain);
+            match off {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && begun.elapsed() < OFF_WITHIN => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => return Err(self.failed("turn paging off")(error)),
+                Ok(()) => break,
+            }
+        }
+        let claim = lock(&self.calls).xen.claim(self.domain, 0);
+        claim.map_err(self.failed("give back claimed memory"))?;
+        self.channels.unbind(self.port).map_err(self.failed("close an event channel"))
+    }
+}
