@@ -280,6 +280,30 @@ pub enum NetError {
         /// The peer.
         peer: String,
     },
+    /// What an end is to show, or to trust, can't be used.
+    #[error("cannot use {path}: {why}")]
+    Credentials {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The target's certificate is not one to go on with.
+    #[error("{peer} has shown a certificate that can't be taken: {why}. Nothing was told to it")]
+    Certificate {
+        /// The peer.
+        peer: String,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// The other end does not take our certificate.
+    #[error("{peer} does not take this end's certificate: {why}")]
+    Refused {
+        /// The peer.
+        peer: String,
+        /// What it says of it.
+        why: &'static str,
+    },
     /// Encryption failed: what came is not what the peer sent, or the peer does not keep to the protocol.
     #[error("the encrypted connection with {peer} can't be trusted: {why}. The connection is given up")]
     Untrusted {
@@ -296,7 +320,11 @@ pub enum NetError {
 impl NetError {
     fn class(&self) -> ExitClass {
         match self {
-            Self::TurnedAway { .. } | Self::OtherKey { .. } => ExitClass::Peer,
+            Self::TurnedAway { .. }
+            | Self::OtherKey { .. }
+            | Self::Certificate { .. }
+            | Self::Refused { .. } => ExitClass::Peer,
+            Self::Credentials { .. } => ExitClass::Usage,
             _ => ExitClass::Network,
         }
     }

@@ -23,8 +23,8 @@ use socket2::Socket;
 
 use super::pass::Fingerprint;
 use super::tcp::{TcpAcceptor, halves};
-use super::tls::Identity;
 use super::tls::handshake::{Handshake, Keys};
+use super::tls::{Identity, judged};
 use super::{Acceptor, Caller, Connection};
 use crate::error::NetError;
 use crate::limits::{GREETINGS_MAX, GREETINGS_PER_ADDRESS_MAX};
@@ -353,7 +353,7 @@ fn first(bytes: [u8; HELLO_BYTES], secret: &Secret, lock: &Lock) -> Result<Optio
             Err("it came in the clear, and this target takes TLS alone".to_owned())
         }
         Lock::Tls(identity) if knock::is_right(&bytes, secret) => {
-            let handshake = Handshake::acceptor(identity.config()).map_err(|error| error.to_string())?;
+            let handshake = Handshake::acceptor(identity).map_err(|error| error.to_string())?;
             Ok(Some(Forward::Handshake(handshake)))
         }
         Lock::Tls(_) if bytes.starts_with(&knock::MAGIC) => Err("wrong token".to_owned()),
@@ -365,7 +365,18 @@ fn first(bytes: [u8; HELLO_BYTES], secret: &Secret, lock: &Lock) -> Result<Optio
 fn shake(socket: &Socket, (handshake, inward): &mut (Handshake, Inward)) -> Result<Option<Forward>, String> {
     while inward.read(socket, |header| handshake.body_bytes(header))? {
         let mut out = Vec::new();
-        let over = handshake.advance(&inward.bytes, &mut out).map_err(|error| error.to_string())?;
+        let over = match handshake.advance(&inward.bytes, &mut out) {
+            Ok(over) => over,
+            Err(error) => {
+                // It has knocked right: it may hear what is wrong with its certificate. If it does not, it sees that it is
+                // hung up on.
+                if handshake.asks_for_certificates() {
+                    let words = handshake.last_words();
+                    let _ = rustix::net::send(socket, &words, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+                }
+                return Err(in_words(&error));
+            }
+        };
         inward.clear();
         if !out.is_empty() {
             // Its socket is new: what is less than a kilobyte goes in, or it has been made not to.
@@ -379,6 +390,19 @@ fn shake(socket: &Socket, (handshake, inward): &mut (Handshake, Inward)) -> Resu
         }
     }
     Ok(None)
+}
+
+/// Why a handshake failed, as the target's user reads it.
+fn in_words(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::NoCertificatesPresented => {
+            "it showed no certificate, and this target asks for one".to_owned()
+        }
+        rustls::Error::InvalidCertificate(error) => {
+            format!("its certificate can't be taken: {}", judged(error))
+        }
+        other => other.to_string(),
+    }
 }
 
 /// A TLS record as it comes in.

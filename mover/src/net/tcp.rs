@@ -22,10 +22,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::time::Timespec;
+use rustls::pki_types::ServerName;
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::pass::Fingerprint;
-use super::tls::handshake;
+use super::tls::{Authority, Wanted, handshake};
 use super::{Connection, Dialer, HangUp, Receiver, SendPath, Sender};
 use crate::error::NetError;
 use crate::kernel::net::{
@@ -356,6 +357,11 @@ impl TcpReceiver {
         NetError::Untrusted { peer: self.link.peer.clone(), why }
     }
 
+    /// The error for what the other end says of our certificate.
+    pub(super) fn refused(&self, why: &'static str) -> NetError {
+        NetError::Refused { peer: self.link.peer.clone(), why }
+    }
+
     /// The error for the end of the stream.
     pub(super) fn closed(&self, amid: bool) -> NetError {
         self.link.closed(if amid { AMID } else { AWAITING })
@@ -456,20 +462,35 @@ impl Receiver for TcpReceiver {
 pub struct TcpDialer {
     target: String,
     settings: Settings,
-    pin: Option<Fingerprint>,
+    wanted: Option<Wanted>,
 }
 
 impl TcpDialer {
     /// A dialer for `target`, `HOST:PORT`; an IPv6 address in brackets. The name is resolved at each dial.
     #[must_use]
     pub fn new(target: &str, settings: Settings) -> Self {
-        Self { target: target.to_owned(), settings, pin: None }
+        Self { target: target.to_owned(), settings, wanted: None }
     }
 
     /// From now on over TLS, to the target that has the key with that fingerprint; `None`: in the clear.
     #[must_use]
     pub fn pinned(self, pin: Option<Fingerprint>) -> Self {
-        Self { pin, ..self }
+        Self { wanted: pin.map(|pin| Wanted { pin, authority: None }), ..self }
+    }
+
+    /// And with certificates of an authority's: ours is shown, and the target's has to be for `name`, a DNS name or an
+    /// address, where one is given. Without effect in the clear.
+    ///
+    /// # Errors
+    /// That is no name.
+    pub fn certified(self, authority: Authority, name: Option<&str>) -> Result<Self, NetError> {
+        let parsed = name.map(|name| ServerName::try_from(name.to_owned())).transpose();
+        let name = parsed.map_err(|_| NetError::Credentials {
+            path: name.unwrap_or_default().to_owned(),
+            why: "a host has no such name. Say which one its certificate is for with --peer-name".to_owned(),
+        })?;
+        let wanted = self.wanted.map(|wanted| Wanted { authority: Some((authority, name)), ..wanted });
+        Ok(Self { wanted, ..self })
     }
 }
 
@@ -502,8 +523,8 @@ impl TcpDialer {
 impl Dialer for TcpDialer {
     fn call(&self, hello: &Hello, timeout: Duration) -> Result<Connection, NetError> {
         let halves = self.connect(timeout)?;
-        match self.pin {
-            Some(pin) => handshake::dial(halves, pin, hello),
+        match &self.wanted {
+            Some(wanted) => handshake::dial(halves, wanted, hello),
             None => {
                 let mut connection = Connection::from(halves);
                 connection.sender.send(&hello.encode(), &[])?;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use mover::error::NetError;
+use mover::net::tls::Authority;
 use mover::report::Mode;
 
 use crate::failure;
@@ -219,6 +221,11 @@ pub(crate) struct SendArgs {
     /// Send in the clear: whoever is on the way sees the guest's memory, and can change it
     #[arg(long)]
     pub(crate) plaintext: bool,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
+    /// The name the target's certificate has to be for, with --ca [default: the host in --to]
+    #[arg(long, value_name = "NAME", requires = "ca")]
+    pub(crate) peer_name: Option<String>,
     /// Let the network card read guest memory, where kernel and card can; encrypted pages are other bytes than those
     #[arg(long, requires = "plaintext")]
     pub(crate) zero_copy: bool,
@@ -265,6 +272,30 @@ impl IfNotConverging {
     }
 }
 
+/// An operator's own authority, at both ends or at neither.
+#[derive(Args)]
+pub(crate) struct Credentials {
+    /// Go on only with an end whose certificate one of these has issued; PEM, as the next two
+    #[arg(long, value_name = "FILE", requires = "cert", requires = "key", conflicts_with = "plaintext")]
+    pub(crate) ca: Option<PathBuf>,
+    /// This end's certificate, and those between it and the authority's
+    #[arg(long, value_name = "FILE", requires = "ca")]
+    pub(crate) cert: Option<PathBuf>,
+    /// This end's private key
+    #[arg(long, value_name = "FILE", requires = "ca")]
+    pub(crate) key: Option<PathBuf>,
+}
+
+impl Credentials {
+    /// Those of these files, if there are any.
+    pub(crate) fn load(&self) -> Result<Option<Authority>, NetError> {
+        match (&self.ca, &self.cert, &self.key) {
+            (Some(ca), Some(cert), Some(key)) => Authority::load(ca, cert, key).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
 /// How `receive` takes a guest up.
 #[derive(Args)]
 pub(crate) struct ReceiveArgs {
@@ -286,6 +317,8 @@ pub(crate) struct ReceiveArgs {
     /// How long the other end may be silent before it is taken for lost
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) patience: Duration,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
     /// How long to wait for a source that was lost once the guest could start here
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub(crate) redial_for: Duration,

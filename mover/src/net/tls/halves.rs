@@ -19,6 +19,7 @@ use rustls::client::ClientConnectionData;
 use rustls::kernel::KernelConnection;
 use rustls::server::ServerConnectionData;
 
+use super::authority::refused;
 use super::record::{
     BODY_BYTES_MAX, Broken, HEADER_BYTES, Kind, OVERHEAD_BYTES, Opener, PLAIN_BYTES_MAX, Sealer, body_bytes,
 };
@@ -231,7 +232,13 @@ impl TlsReceiver {
                 Kind::Data if bytes > 0 => self.plain = carried,
                 Kind::Data => return Err(self.inner.untrusted("it sends empty records".to_owned())),
                 Kind::Handshake => self.handshake(carried)?,
-                Kind::Alert => return Err(self.inner.closed(amid)),
+                Kind::Alert => {
+                    let alert = self.buffer[carried].get(1).copied().unwrap_or_default();
+                    return Err(match refused(alert) {
+                        Some(why) => self.inner.refused(why),
+                        None => self.inner.closed(amid),
+                    });
+                }
             }
         }
         Ok(())

@@ -10,12 +10,13 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{CertificateError, ClientConfig};
 
+use super::authority::judged;
 use super::halves::{self, Ratchet, TlsReceiver, TlsSender};
 use super::record::{BODY_BYTES_MAX, Broken, HEADER_BYTES, Opener, RECORDS_PER_KEY, Sealer, body_bytes};
+use super::{Identity, Wanted};
 use crate::error::NetError;
-use crate::net::pass::Fingerprint;
 use crate::net::tcp::Halves;
 use crate::net::{Connection, Receiver as _, Sender as _};
 use crate::wire::hello::{HELLO_BYTES, Hello};
@@ -49,6 +50,7 @@ pub(crate) struct Handshake {
     side: Side,
     incoming: Vec<u8>,
     records: u32,
+    body_max: usize,
 }
 
 /// A handshake that is over: what both directions go on with.
@@ -59,30 +61,29 @@ pub(crate) struct Keys {
 }
 
 impl Handshake {
-    fn of(side: Side) -> Self {
-        Self { side, incoming: Vec::new(), records: 0 }
+    fn of(side: Side, body_max: usize) -> Self {
+        Self { side, incoming: Vec::new(), records: 0, body_max }
     }
 
     fn dialler(config: Arc<ClientConfig>) -> Result<Self, rustls::Error> {
-        // No name is looked at, none is sent.
+        // No name is sent, and whoever looks at one knows it already.
         let nobody = ServerName::try_from("pageferry").expect("a name of letters");
-        Ok(Self::of(Side::Dialler(Box::new(UnbufferedClientConnection::new(config, nobody)?))))
+        let side = Side::Dialler(Box::new(UnbufferedClientConnection::new(config, nobody)?));
+        Ok(Self::of(side, BODY_BYTES_MAX))
     }
 
     /// An acceptor's.
-    pub(crate) fn acceptor(config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
-        Ok(Self::of(Side::Acceptor(Box::new(UnbufferedServerConnection::new(config)?))))
+    pub(crate) fn acceptor(identity: &Identity) -> Result<Self, rustls::Error> {
+        let side = Side::Acceptor(Box::new(UnbufferedServerConnection::new(identity.config())?));
+        // Certificates are longer than what a knock leads to otherwise.
+        Ok(Self::of(side, if identity.is_mutual() { BODY_BYTES_MAX } else { ACCEPTED_BODY_MAX }))
     }
 
     /// The length of the body behind that header, if it may be part of a handshake.
     pub(crate) fn body_bytes(&self, header: &[u8; HEADER_BYTES]) -> Result<usize, Broken> {
         let [kind, 3, _, high, low] = *header else { return Err(Broken("it does not speak TLS")) };
-        let limit = match self.side {
-            Side::Dialler(_) => BODY_BYTES_MAX,
-            Side::Acceptor(_) => ACCEPTED_BODY_MAX,
-        };
         let bytes = usize::from(u16::from_be_bytes([high, low]));
-        if !(20..=23).contains(&kind) || bytes == 0 || bytes > limit {
+        if !(20..=23).contains(&kind) || bytes == 0 || bytes > self.body_max {
             return Err(Broken("it does not speak TLS as pageferry does"));
         }
         Ok(bytes)
@@ -107,6 +108,28 @@ impl Handshake {
                 Next::Over => return Ok(true),
             }
         }
+    }
+
+    /// Whether this is an acceptor's that wants its dialler's certificate.
+    pub(crate) fn asks_for_certificates(&self) -> bool {
+        matches!(self.side, Side::Acceptor(_)) && self.body_max != ACCEPTED_BODY_MAX
+    }
+
+    /// What is to be told the other end when [`Self::advance`] has failed, for its user to read; nothing if nothing is.
+    pub(crate) fn last_words(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        // What it was about to say, and that something is wrong; behind that comes the error again.
+        for _ in 0..RECORDS_MAX {
+            let (discard, next) = match &mut self.side {
+                Side::Dialler(tls) => react(tls.process_tls_records(&mut self.incoming), &mut out),
+                Side::Acceptor(tls) => react(tls.process_tls_records(&mut self.incoming), &mut out),
+            };
+            self.incoming.drain(..discard);
+            if !matches!(next, Ok(Next::Again)) {
+                break;
+            }
+        }
+        out
     }
 
     /// The keys, once it is over.
@@ -188,27 +211,35 @@ impl Keys {
 }
 
 /// Knocks, shakes hands and says `hello` over a connection just dialled.
-pub(crate) fn dial(halves: Halves, pin: Fingerprint, hello: &Hello) -> Result<Connection, NetError> {
-    dial_with(halves, pin, hello, RECORDS_PER_KEY)
+pub(crate) fn dial(halves: Halves, wanted: &Wanted, hello: &Hello) -> Result<Connection, NetError> {
+    dial_with(halves, wanted, hello, RECORDS_PER_KEY)
 }
 
 /// The same, with another number of records until keys are changed.
 pub(super) fn dial_with(
     mut halves: Halves,
-    pin: Fingerprint,
+    wanted: &Wanted,
     hello: &Hello,
     records_per_key: u64,
 ) -> Result<Connection, NetError> {
     let peer = halves.link.peer().to_owned();
     let untrusted = |why: String| NetError::Untrusted { peer: peer.clone(), why };
-    let failed = |error: rustls::Error| match error {
-        rustls::Error::InvalidCertificate(_) => NetError::OtherKey { peer: peer.clone() },
+    let failed = |error: rustls::Error| match error.clone() {
+        rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure) => {
+            NetError::OtherKey { peer: peer.clone() }
+        }
+        rustls::Error::InvalidCertificate(error) => {
+            NetError::Certificate { peer: peer.clone(), why: judged(&error) }
+        }
+        rustls::Error::PeerIncompatible(_) | rustls::Error::AlertReceived(_) => {
+            untrusted(format!("{error}. Either both ends have --ca, --cert and --key, or neither has"))
+        }
         other => untrusted(other.to_string()),
     };
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce).map_err(|error| untrusted(error.to_string()))?;
     let mut out = knock::make(&hello.secret, nonce).to_vec();
-    let mut handshake = Handshake::dialler(super::pinning(pin)?).map_err(failed)?;
+    let mut handshake = Handshake::dialler(wanted.config()?).map_err(failed)?;
     let mut over = handshake.advance(&[], &mut out).map_err(failed)?;
     let mut record = Vec::new();
     let mut answered = false;

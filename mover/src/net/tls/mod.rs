@@ -14,11 +14,13 @@
 //! and allocates.
 //!
 //! A target makes a key pair for each migration ([`Identity`]); its certificate is a raw public key (RFC 7250), for a
-//! name, a date or an authority would say nothing that the pinned fingerprint does not. There are no tickets, no early
-//! data, no other version and no renegotiation.
+//! name, a date or an authority would say nothing that the pinned fingerprint does not. Operators who have an authority of
+//! their own can have both ends show its certificates as well ([`Authority`]). There are no tickets, no early data, no
+//! other version and no renegotiation.
 
 #![forbid(unsafe_code)]
 
+mod authority;
 mod halves;
 pub(super) mod handshake;
 mod record;
@@ -27,6 +29,8 @@ pub use record::open_anything;
 
 use std::sync::Arc;
 
+pub use authority::Authority;
+pub(super) use authority::judged;
 use ring::rand::SystemRandom;
 use ring::signature::Ed25519KeyPair;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -47,6 +51,8 @@ use crate::net::pass::Fingerprint;
 pub struct Identity {
     config: Arc<ServerConfig>,
     fingerprint: Fingerprint,
+    /// Whether the source has to show a certificate too.
+    mutual: bool,
 }
 
 impl Identity {
@@ -75,7 +81,7 @@ impl Identity {
             .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified)));
         config.enable_secret_extraction = true;
         config.send_tls13_tickets = 0;
-        Ok(Self { config: Arc::new(config), fingerprint })
+        Ok(Self { config: Arc::new(config), fingerprint, mutual: false })
     }
 
     /// What a source pins.
@@ -86,6 +92,10 @@ impl Identity {
 
     pub(super) fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
+    }
+
+    pub(super) fn is_mutual(&self) -> bool {
+        self.mutual
     }
 }
 
@@ -107,8 +117,27 @@ fn unusable(error: &rustls::Error) -> NetError {
     }
 }
 
+/// Whom a dialler wants to reach.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// The key it has to have.
+    pub(super) pin: Fingerprint,
+    /// The operator's authority, and the name that the other end's certificate has to be for, if any.
+    pub(super) authority: Option<(Authority, Option<ServerName<'static>>)>,
+}
+
+impl Wanted {
+    /// How to dial it.
+    fn config(&self) -> Result<Arc<ClientConfig>, NetError> {
+        match &self.authority {
+            Some((authority, name)) => authority.dialling(self.pin, name.clone()),
+            None => pinning(self.pin),
+        }
+    }
+}
+
 /// How to dial the target that has the key with that fingerprint.
-pub(super) fn pinning(pin: Fingerprint) -> Result<Arc<ClientConfig>, NetError> {
+fn pinning(pin: Fingerprint) -> Result<Arc<ClientConfig>, NetError> {
     let provider = provider();
     let algorithms = provider.signature_verification_algorithms;
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -173,5 +202,7 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
+#[cfg(test)]
+mod authority_tests;
 #[cfg(test)]
 mod tests;

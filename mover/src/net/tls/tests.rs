@@ -104,7 +104,8 @@ fn keys_change_under_a_connection() {
         let address = address.parse().unwrap();
         let socket = socket2::Socket::from(TcpStream::connect(address).unwrap());
         let halves = halves(socket, address, &Settings::default()).unwrap();
-        super::handshake::dial_with(halves, pin, &hello(), 3).unwrap()
+        let wanted = super::Wanted { pin, authority: None };
+        super::handshake::dial_with(halves, &wanted, &hello(), 3).unwrap()
     });
     let far = entrance.caller(&TOKEN, 5 * SECOND).unwrap().unwrap();
     carries_everything(dialing.join().unwrap(), far.connection);

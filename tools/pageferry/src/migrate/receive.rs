@@ -55,7 +55,11 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
     }
     let settings = Settings { patience: config.patience, ..Settings::default() };
     let acceptor = TcpAcceptor::listen(&args.listen, settings)?;
-    let lock = if args.plaintext { Lock::Plain } else { Lock::Tls(Identity::new()?) };
+    let lock = match (args.plaintext, args.credentials.load()?) {
+        (true, _) => Lock::Plain,
+        (false, None) => Lock::Tls(Identity::new()?),
+        (false, Some(authority)) => Lock::Tls(authority.identity()?),
+    };
     let mut pass = Pass { token: Secret([0; 32]), fingerprint: lock.fingerprint() };
     surroundings.runtime.random(&mut pass.token.0);
     announce(acceptor.local(), &pass, args, console, teller.as_deref())?;
@@ -160,7 +164,11 @@ fn announce(
     }
     let limit = show_ms(args.wait.as_secs_f64() * 1e3);
     console.note(&format!("listening on {local}; on the source, start within {limit}:"));
-    let plaintext = if args.plaintext { "--plaintext " } else { "" };
+    let plaintext = match (args.plaintext, &args.credentials.ca) {
+        (true, _) => "--plaintext ",
+        (false, Some(_)) => "--ca FILE --cert FILE --key FILE ",
+        (false, None) => "",
+    };
     console.print(&format!("pageferry send --guest NAME --to {address} {plaintext}--token {token}"))
 }
 

@@ -12,8 +12,9 @@ use mover::index::commands;
 use mover::index::keeper::{DiskKeeper, Habits};
 use mover::index::set::Tables;
 use mover::journal::{Entry, FileJournal, Record, Role};
-use mover::net::pass::Pass;
+use mover::net::pass::{Fingerprint, Pass};
 use mover::net::tcp::{Settings, TcpDialer};
+use mover::net::tls::Authority;
 use mover::process::backend::attach_source;
 use mover::process::control::Attached;
 use mover::report::{Event, Mode};
@@ -38,6 +39,7 @@ use crate::told::{Line, Teller, Told};
 /// Does it.
 pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
     let pass = pass(args)?;
+    let authority = args.credentials.load()?;
     let mut id = MigrationId::default();
     Threads::new().random(&mut id.0);
 
@@ -94,7 +96,7 @@ pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
         name,
         index: Some(Arc::new(tables)),
         keeper: Some(keeper),
-        dialer: Arc::new(TcpDialer::new(&args.to, settings).pinned(pass.fingerprint)),
+        dialer: Arc::new(dialer(args, settings, pass.fingerprint, authority)?),
         token: pass.token,
         migration: id,
         journal: Box::new(journal),
@@ -119,6 +121,20 @@ pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// The way to the target.
+fn dialer(
+    args: &SendArgs,
+    settings: Settings,
+    pin: Option<Fingerprint>,
+    authority: Option<Authority>,
+) -> Outcome<TcpDialer> {
+    let dialer = TcpDialer::new(&args.to, settings).pinned(pin);
+    let Some(authority) = authority else { return Ok(dialer) };
+    let host = args.to.rsplit_once(':').map_or(args.to.as_str(), |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Ok(dialer.certified(authority, Some(args.peer_name.as_deref().unwrap_or(host)))?)
 }
 
 /// The token, if it is for what is asked for.
