@@ -9,6 +9,7 @@ use crate::disk::{Disks, WriteLog};
 use crate::error::GuestError;
 use crate::memory::{GuestPage, Window};
 use crate::units::{PageCount, Pfn};
+use crate::wire::hello::{MigrationId, Secret};
 
 /// A guest's memory, on either end.
 pub trait GuestMemory: Send + Sync {
@@ -113,6 +114,28 @@ pub trait HoldBack: Send + Sync {
     fn next_fault(&self, timeout: Duration) -> Result<Option<Pfn>, GuestError>;
     /// Ends holding back: no page is outstanding any more.
     fn finish(&self) -> Result<(), GuestError>;
+    /// Puts by, where the guest's backend can keep it, what another engine needs to go on if this one is lost while pages are
+    /// held back. Called before the guest starts; a backend that keeps nothing loses only that.
+    fn keep(&self, session: &Session<'_>) -> Result<(), GuestError> {
+        let _ = session;
+        Ok(())
+    }
+    /// Sets in `into` (a bit a page) the pages that are not there, for an engine that goes on after another one was lost.
+    fn absent(&self, into: &mut Bitmap) -> Result<(), GuestError> {
+        let _ = into;
+        Err(GuestError::State("this guest's backend can't tell which of its pages are missing".to_owned()))
+    }
+}
+
+/// What makes a connection of the source's one of this migration's.
+#[derive(Clone, Copy)]
+pub struct Session<'a> {
+    /// The migration.
+    pub migration: MigrationId,
+    /// What the source shows when it comes in again.
+    pub secret: &'a Secret,
+    /// Lanes it comes with.
+    pub lanes: u8,
 }
 
 /// Keeps the target's own guest from overwriting disk blocks that outstanding pages still need.

@@ -93,6 +93,14 @@ impl FileJournal {
         Ok(journal)
     }
 
+    /// The record that is in `path` already, to be gone on with.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let record = read(path)?;
+        let file =
+            OpenOptions::new().write(true).open(path).map_err(|source| failed("open", path, source))?;
+        Ok(Self { path: path.to_owned(), file, record })
+    }
+
     fn write(&mut self) -> Result<(), Error> {
         let mut text = serde_json::to_vec(&self.record).map_err(|e| failed("write", &self.path, e.into()))?;
         if text.len() > RECORD_BYTES {

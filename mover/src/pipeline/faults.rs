@@ -85,8 +85,8 @@ pub struct FaultServer {
     pub landing: Arc<Landing>,
     /// Whose faults.
     pub hold: Arc<dyn HoldBack>,
-    /// Loads.
-    pub loader: SmallLoader,
+    /// Loads; without one every page comes from the source.
+    pub loader: Option<SmallLoader>,
     /// Pages the guest waits for that only the source can give; taken by the reporter.
     pub urgent: Arc<ArrayQueue<Pfn>>,
     /// Set when nothing is outstanding.
@@ -118,7 +118,11 @@ impl FaultServer {
                 let Some(first) = table.reference(pfn) else { return Ok(()) };
                 let mut cluster = [first; CLUSTER_PAGES];
                 let count = self.cluster(&mut cluster);
-                if !self.loader.load(&cluster[..count])? {
+                let loaded = match &mut self.loader {
+                    Some(loader) => loader.load(&cluster[..count])?,
+                    None => false,
+                };
+                if !loaded {
                     self.hurry(pfn);
                 }
             }

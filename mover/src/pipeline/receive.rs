@@ -44,6 +44,9 @@ pub struct Reception {
     /// Whether losing a lane is losing the migration: until everything has arrived. After that a lane only brings
     /// refetches, and a new one can.
     pub vital: AtomicBool,
+    /// Whether the reference that a refetch answers is known, so that the page can be held against its check. An engine that takes
+    /// over knows none: what the source kept is the authority then.
+    pub checks: bool,
 }
 
 impl Reception {
@@ -205,7 +208,8 @@ impl Lane {
             }
             let pfn = self.pfns[at];
             // After the restart, data answers a refetch: a page that was frozen when its reference was made.
-            if !landing.is_early()
+            if self.shared.checks
+                && !landing.is_early()
                 && let Some(wanted) = landing.table.reference(pfn)
             {
                 let good = self.shared.key.check(&self.aside[at]) == wanted.check;

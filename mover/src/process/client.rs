@@ -44,6 +44,8 @@ pub struct Attachment {
     pub gate: OwnedFd,
     /// A userfaultfd of the guest process, or why there is none.
     pub fault_fd: Result<OwnedFd, String>,
+    /// What an earlier target had the guest keep ([`GuestClient::keep`]).
+    pub kept: Option<Vec<u8>>,
 }
 
 impl Attachment {
@@ -115,7 +117,28 @@ impl GuestClient {
             FaultFd::Absent { why } => Err(why.clone()),
             FaultFd::Full | FaultFd::UserModeOnly => Ok(next()?),
         };
-        Ok(Attachment { info, memory, pagemap, writes, gate, fault_fd })
+        let kept = match info.kept_bytes.map(usize_of) {
+            Some(bytes) if bytes > STATE_BYTES_MAX => {
+                return Err(GuestError::State(format!(
+                    "what the guest has kept, {bytes} bytes, is over the limit"
+                )));
+            }
+            Some(bytes) => Some(read_state(&next()?, bytes).map_err(|e| self.broken(e))?),
+            None => None,
+        };
+        Ok(Attachment { info, memory, pagemap, writes, gate, fault_fd, kept })
+    }
+
+    /// Has the guest keep these bytes for a target that attaches again while pages are held back.
+    ///
+    /// # Errors
+    /// As for [`Self::pause`].
+    pub fn keep(&self, keepsake: &[u8]) -> Result<(), GuestError> {
+        let file = state_file(keepsake).map_err(|e| self.broken(e))?;
+        match self.ask(&Request::Keep { bytes: u64_of(keepsake.len()) }, &[&file], PATIENCE)?.0 {
+            Reply::Done => Ok(()),
+            other => Err(self.astray(&other)),
+        }
     }
 
     /// Stops the vCPUs; when it returns, neither memory nor disk changes.

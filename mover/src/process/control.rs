@@ -8,7 +8,8 @@
 //! | [`Reply::Attached`] | guest memory, pagemap of the guest, log of disk writes, gate, and a userfaultfd unless [`FaultFd::Absent`] |
 //! | [`Reply::State`] | a memory file with the state |
 //!
-//! `LoadState` carries a memory file the other way.
+//! `LoadState` and `Keep` carry a memory file the other way. What was kept comes back behind the userfaultfd when a target
+//! attaches again.
 //!
 //! ```text
 //!              Pause           Release
@@ -67,6 +68,11 @@ pub enum Request {
     SaveState,
     /// Take the state outside memory from the memory file that comes along. Target, while incoming.
     LoadState {
+        /// Its length.
+        bytes: u64,
+    },
+    /// Keep the memory file that comes along until `HoldsDone`, for a target that attaches again. Target, before the start.
+    Keep {
         /// Its length.
         bytes: u64,
     },
@@ -139,6 +145,9 @@ pub struct Attached {
     pub fault_fd: FaultFd,
     /// What the guest is doing.
     pub phase: Phase,
+    /// Length of what an earlier target had the guest keep, if that comes along.
+    #[serde(default)]
+    pub kept_bytes: Option<u64>,
 }
 
 /// One of a guest's disks.

@@ -119,6 +119,11 @@ impl Life {
                 machine.load(state)?;
                 self.now(Phase::Loaded)
             }
+            Request::Keep { .. } => {
+                let phases = [Phase::Incoming, Phase::Loaded];
+                self.as_engine(connection, Role::Target, &phases, "given something to keep")?;
+                Ok(Grant::Done)
+            }
             Request::Start { holding } => {
                 self.as_engine(connection, Role::Target, &[Phase::Loaded], "started")?;
                 self.holding = *holding;
@@ -307,6 +312,19 @@ mod tests {
             play(&mut life, requests);
             assert_eq!(life.lost(1, &mut Recorder::default()), ends, "{requests:?}");
         }
+    }
+
+    #[test]
+    fn only_a_target_before_the_start_has_something_kept() {
+        let keep = Request::Keep { bytes: 1 };
+        let mut life = Life::new(Phase::Incoming);
+        let mut machine = play(&mut life, &[attach(Role::Target)]);
+        assert_eq!(life.handle(1, &keep, &[], &mut machine), Ok(Grant::Done));
+        assert!(life.handle(2, &keep, &[], &mut machine).is_err(), "not attached");
+        for request in [Request::LoadState { bytes: 1 }, Request::Start { holding: true }] {
+            life.handle(1, &request, &[1], &mut machine).unwrap();
+        }
+        assert!(life.handle(1, &keep, &[], &mut machine).unwrap_err().contains("running"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod config;
 pub mod control;
 pub mod image;
 mod inside;
+pub mod keepsake;
 pub mod launch;
 mod life;
 mod machine;

@@ -72,6 +72,8 @@ struct Rules {
     life: Life,
     /// Our own copy of a target's userfaultfd, until no page is held back.
     kept_fault_fd: Option<OwnedFd>,
+    /// What a target has put by for the next one, and its length; as long.
+    keepsake: Option<(OwnedFd, u64)>,
 }
 
 /// Serves one guest's control connections.
@@ -86,7 +88,7 @@ impl Server {
     /// Of a guest that is booted, or incoming.
     pub(super) fn new(config: GuestConfig, machine: Machine) -> Arc<Self> {
         let phase = if config.incoming { Phase::Incoming } else { Phase::Running };
-        let rules = Mutex::new(Rules { life: Life::new(phase), kept_fault_fd: None });
+        let rules = Mutex::new(Rules { life: Life::new(phase), kept_fault_fd: None, keepsake: None });
         Arc::new(Self { config, machine, rules, ending: AtomicBool::new(false) })
     }
 
@@ -202,6 +204,9 @@ impl Server {
         if matches!(request, Request::Status | Request::Check) {
             return packet::send(socket, &self.status(), &[]);
         }
+        if matches!(request, Request::Keep { .. }) && fds.is_empty() {
+            return refuse("Keep came without its memory file".to_owned());
+        }
         let state = match state_of(request, fds) {
             Ok(state) => state,
             Err(sentence) => return refuse(sentence),
@@ -220,6 +225,10 @@ impl Server {
             Ok(Grant::Done) => {
                 if !rules.life.holding() && matches!(request, Request::HoldsDone | Request::Start { .. }) {
                     rules.kept_fault_fd = None;
+                    rules.keepsake = None;
+                }
+                if let (Request::Keep { bytes }, Some(file)) = (request, fds.first()) {
+                    rules.keepsake = Some((file.try_clone()?, *bytes));
                 }
                 packet::send(socket, &Reply::Done, &[])
             }
@@ -264,10 +273,12 @@ impl Server {
             disks: self.machine.disks().to_vec(),
             fault_fd,
             phase: rules.life.phase(),
+            kept_bytes: rules.keepsake.as_ref().filter(|_| again).map(|kept| kept.1),
         });
         let [memory, writes, gate] = self.machine.files();
         let mut fds = vec![memory, pagemap.as_fd(), writes, gate];
         fds.extend(file.as_ref().map(AsFd::as_fd));
+        fds.extend(rules.keepsake.as_ref().filter(|_| again).map(|kept| kept.0.as_fd()));
         packet::send(socket, &reply, &fds)
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crossbeam_queue::ArrayQueue;
 
 use crate::error::Error;
+use crate::guest::Session;
 use crate::journal::Journal;
 use crate::limits::LANES_MAX;
 use crate::net::{Acceptor, Caller, Connection};
@@ -29,7 +30,8 @@ const STRANGERS_AT_ONCE: usize = 16;
 
 /// A source that has shown its token and told the guest's shape.
 pub(super) struct Arrival {
-    pub(super) connection: Connection,
+    /// `None` where an engine takes over and waits for the source to come in again.
+    pub(super) connection: Option<Connection>,
     pub(super) door: Arc<Door>,
     pub(super) acceptor: Box<dyn Acceptor>,
     pub(super) shape: Shape,
@@ -82,7 +84,10 @@ pub(super) fn arrive(parts: Parts, config: &Config, around: &Surroundings) -> Re
     };
     let made = host(&shape).and_then(|host| Ok((host, journal(hello.migration, &shape, &connection.peer)?)));
     match made {
-        Ok((host, journal)) => Ok(Some(Arrival { connection, door, acceptor, shape, host, journal })),
+        Ok((host, journal)) => {
+            let connection = Some(connection);
+            Ok(Some(Arrival { connection, door, acceptor, shape, host, journal }))
+        }
         Err(error) => Err(refused(&mut connection, error)),
     }
 }
@@ -158,7 +163,7 @@ pub(super) struct Door {
 }
 
 impl Door {
-    fn new(migration: MigrationId, session: Secret) -> Self {
+    pub(super) fn new(migration: MigrationId, session: Secret) -> Self {
         Self {
             migration,
             session,
@@ -169,6 +174,11 @@ impl Door {
             closed: AtomicBool::new(false),
             expected: Bell::default(),
         }
+    }
+
+    /// What the source shows to be let in again.
+    pub(super) fn session(&self, lanes: u8) -> Session<'_> {
+        Session { migration: self.migration, secret: &self.session, lanes }
     }
 
     /// Lets each of `lanes` lanes in once.

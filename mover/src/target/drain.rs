@@ -27,7 +27,7 @@ impl Reception {
         self.tell_if_there(&Message::Started)
     }
 
-    fn lost_for(&self, limit: std::time::Duration) -> bool {
+    pub(super) fn lost_for(&self, limit: std::time::Duration) -> bool {
         self.lost_at.is_some_and(|lost| self.around.runtime.now().since(lost) >= limit)
     }
 
@@ -38,6 +38,11 @@ impl Reception {
             self.life.stop()?;
             return Err(error);
         }
+        self.let_source_go()
+    }
+
+    /// Tells the source that it is not needed any more, and waits until it knows.
+    pub(super) fn let_source_go(&mut self) -> Result<(), Error> {
         self.stage = Stage::Drained;
         let account = self.account();
         self.tell_if_there(&Message::Drained(account))?;
@@ -63,6 +68,11 @@ impl Reception {
             );
             return Err(crate::error::GuestError::State(text).into());
         }
+        self.all_loaded()
+    }
+
+    /// Nothing is outstanding: nothing is held back any more.
+    pub(super) fn all_loaded(&mut self) -> Result<(), Error> {
         self.no_mismatch("the guest was stopped")?;
         self.finish.store(true, SeqCst);
         if let (true, Ok(hold)) = (self.shape.lazy, &self.lazy) {

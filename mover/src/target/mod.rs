@@ -9,6 +9,7 @@ mod connect;
 mod drain;
 mod prepare;
 mod reception;
+mod take_over;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,8 @@ use crate::net::Acceptor;
 use crate::source::Surroundings;
 use crate::wire::control::{Account, Shape};
 use crate::wire::hello::{MigrationId, Secret};
+
+pub use take_over::{Orphan, take_over};
 
 /// How to receive.
 #[derive(Clone, Debug)]

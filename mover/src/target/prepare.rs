@@ -16,6 +16,9 @@ use crate::wire::control::Message;
 impl Reception {
     /// Loads and places until the source has paused the guest and its last round and state are here.
     pub(super) fn fill(&mut self) -> Result<(), Error> {
+        if let (true, Ok(hold)) = (self.shape.lazy, &self.lazy) {
+            hold.keep(&self.door.session(self.shape.lanes))?;
+        }
         if let Some(disks) = self.disks.clone().filter(|_| self.shape.refers) {
             let loader = Loader::new(
                 Arc::clone(&self.landing),
@@ -89,7 +92,7 @@ impl Reception {
         let server = FaultServer {
             landing: Arc::clone(&self.landing),
             hold: Arc::clone(hold),
-            loader: small(),
+            loader: Some(small()),
             urgent: Arc::clone(&self.urgent),
             finish: Arc::clone(&self.finish),
         };

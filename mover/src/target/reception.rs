@@ -97,7 +97,7 @@ pub(super) struct Reception {
     shared: Arc<receive::Reception>,
     peer: Option<Peer>,
     lanes: Vec<LaneHandle>,
-    door: Arc<Door>,
+    pub(super) door: Arc<Door>,
     placed_told: u32,
     last_report: Moment,
     last_sample: Moment,
@@ -122,6 +122,7 @@ impl Reception {
             lanes: (0..shape.lanes).map(|_| LaneProgress::default()).collect(),
             patience: config.patience,
             vital: AtomicBool::new(true),
+            checks: connection.is_some(),
         });
         let mut reception = Self {
             lazy: host.guest.lazy,
@@ -155,7 +156,9 @@ impl Reception {
             config,
             around,
         };
-        reception.listen(connection);
+        if let Some(connection) = connection {
+            reception.listen(connection);
+        }
         let (observer, cancel) =
             (Arc::clone(&reception.around.observer), Arc::clone(&reception.around.cancel));
         let around = Surroundings { runtime: Arc::clone(&reception.around.runtime), observer, cancel };
@@ -174,7 +177,11 @@ impl Reception {
         self.phase(Phase::Drain, Self::drain)
     }
 
-    fn phase(&mut self, phase: Phase, work: fn(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
+    pub(super) fn phase(
+        &mut self,
+        phase: Phase,
+        work: fn(&mut Self) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let at_ms = self.around.runtime.now().since(self.began).as_secs_f64() * 1e3;
         self.around.observer.event(Event::Phase { at_ms, phase });
         work(self)

@@ -72,6 +72,11 @@ pub(crate) enum Command {
     ///
     /// A scrape reads notes that migrations leave anyway: none of them waits for it.
     Metrics(MetricsArgs),
+    /// Go on loading the pages of a guest here whose target was lost behind its start
+    ///
+    /// In mode `lazy` a guest runs before all of its pages are there. If the `receive` that loads them is killed, the guest waits;
+    /// this takes its place and has the source, which dials again as long as --redial-for there says, send what is missing.
+    Resume(ResumeArgs),
     /// Settle a migration whose end is in doubt
     ///
     /// Without a migration's number: lists those with a record here. A guest that was given up, but whose start on the
@@ -328,6 +333,22 @@ pub(crate) struct ReceiveArgs {
     /// Reads in flight to the disks
     #[arg(long, value_name = "N")]
     pub(crate) depth: Option<usize>,
+    /// Print what happens as JSON, a line an event, on standard output
+    #[arg(long)]
+    pub(crate) json_events: bool,
+}
+
+/// How `resume` goes on.
+#[derive(Args)]
+pub(crate) struct ResumeArgs {
+    /// The guest: its name, or the path of its control socket
+    pub(crate) guest: String,
+    /// How long the other end may be silent before it is taken for lost
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub(crate) patience: Duration,
+    /// How long to wait for the source to dial
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub(crate) redial_for: Duration,
     /// Print what happens as JSON, a line an event, on standard output
     #[arg(long)]
     pub(crate) json_events: bool,

@@ -65,6 +65,7 @@ fn dispatch(command: Command, console: &Console) -> Result<ExitCode, Failure> {
         Command::Plan(args) => plan::run(&args, console),
         Command::Status { wait } => status::run(wait, console),
         Command::Metrics(args) => metrics::run(&args, console),
+        Command::Resume(args) => migrate::resume::run(&args, console),
         Command::Resolve(args) => migrate::resolve::run(&args, console),
         Command::Guest { command } => guest::run(command, console),
         Command::Index { command } => index::run(&command, console),

@@ -5,9 +5,26 @@
 
 use anyhow::{Context, Result, ensure};
 use mover::net::lab::End;
+use mover::process::control::Phase;
 use serde_json::Value;
 
 use crate::world::{ENDS, World, complaint, name_of};
+
+/// Where a guest waits for pages that nobody loads any more, has them loaded; whether that was so. Waits for who loads them otherwise.
+pub(crate) fn take_over(world: &World) -> Result<bool> {
+    for end in ENDS {
+        let waits = |world: &World| {
+            world.status(end).is_some_and(|s| s.phase == Phase::Running && s.holding && s.migration.is_none())
+        };
+        if waits(world) {
+            let output =
+                world.run(end, &["resume", "desk", "--quiet", "--patience", "5s", "--redial-for", "15s"])?;
+            ensure!(output.status.success(), "`resume` at the {}: {}", name_of(end), complaint(&output));
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
 
 /// Settles every record on either host; the commands that took.
 pub(crate) fn settle(world: &World) -> Result<Vec<String>> {

@@ -78,7 +78,7 @@ impl Authority {
             .map_err(|error| unusable(&error))?;
         config.enable_secret_extraction = true;
         config.send_tls13_tickets = 0;
-        Ok(Identity { config: Arc::new(config), fingerprint: self.fingerprint, mutual: true })
+        Ok(Identity { config: Arc::new(config), fingerprint: self.fingerprint, mutual: true, pair: None })
     }
 
     /// How to dial the target with that key, which has to be certified for `name`, where one is given.

@@ -43,16 +43,20 @@ use rustls::{
     version::TLS13,
 };
 
+use zeroize::Zeroizing;
+
 use crate::error::NetError;
 use crate::net::pass::Fingerprint;
 
-/// A key pair that one target shows to one source. Only this process ever has it.
+/// A key pair that one target shows to one source. Only this process ever has it, and the guest's, which keeps it while pages are
+/// outstanding for an engine that takes over.
 #[derive(Clone)]
 pub struct Identity {
     config: Arc<ServerConfig>,
     fingerprint: Fingerprint,
     /// Whether the source has to show a certificate too.
     mutual: bool,
+    pair: Option<Zeroizing<Vec<u8>>>,
 }
 
 impl Identity {
@@ -66,8 +70,16 @@ impl Identity {
             remedy: "The system gives no randomness; is /dev/urandom or getrandom(2) forbidden here?",
             source: std::io::Error::other("no randomness"),
         })?;
+        Self::of(Zeroizing::new(pair.as_ref().to_vec()))
+    }
+
+    /// The one whose [`Self::pair`] that is.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub fn of(pair: Zeroizing<Vec<u8>>) -> Result<Self, NetError> {
         let provider = provider();
-        let key = rustls::crypto::ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(pair.as_ref()))
+        let key = rustls::crypto::ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(pair.as_slice()))
             .map_err(|error| unusable(&error))?;
         let public =
             key.public_key().ok_or_else(|| unusable(&rustls::Error::General("no public key".into())))?;
@@ -81,7 +93,13 @@ impl Identity {
             .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified)));
         config.enable_secret_extraction = true;
         config.send_tls13_tickets = 0;
-        Ok(Self { config: Arc::new(config), fingerprint, mutual: false })
+        Ok(Self { config: Arc::new(config), fingerprint, mutual: false, pair: Some(pair) })
+    }
+
+    /// The key pair itself, PKCS #8 in DER, where it was made for one migration: as secret as anything.
+    #[must_use]
+    pub fn pair(&self) -> Option<&Zeroizing<Vec<u8>>> {
+        self.pair.as_ref()
     }
 
     /// What a source pins.

@@ -32,10 +32,11 @@ use super::memory::Memory;
 use super::{Line, gone, os};
 use crate::bitmap::{Bitmap, SharedBitmap};
 use crate::error::GuestError;
-use crate::guest::{GuestMemory, HoldBack};
+use crate::guest::{GuestMemory, HoldBack, Session};
 use crate::kernel::pagemap;
 use crate::kernel::uffd::{Event, Span, Userfaultfd, Watch};
 use crate::memory::GuestPage;
+use crate::process::keepsake::{Keepsake, Way};
 use crate::units::{PAGE_BYTES_U64, Pfn, u64_of, usize_of};
 
 /// Pages of the smallest piece that is watched: 2 MiB, a page table's worth.
@@ -53,6 +54,8 @@ pub(super) struct PageHold {
     gate: Arc<Gate>,
     /// The guest runs already, with pages that an engine before this one held back.
     again: bool,
+    /// How the source reaches this engine.
+    way: Option<Way>,
     /// Pages whose fault was told and not answered.
     told: SharedBitmap,
     faults: Mutex<Faults>,
@@ -78,7 +81,12 @@ impl PageHold {
             events: Vec::with_capacity(Userfaultfd::BATCH),
             pages: VecDeque::with_capacity(Userfaultfd::BATCH),
         });
-        Self { uffd, span, memory, line, gate, again, told, faults }
+        Self { uffd, span, memory, line, gate, again, way: None, told, faults }
+    }
+
+    /// The source reaches this engine that way: an engine after it is to be reached so too.
+    pub(super) fn reached_by(self, way: Option<Way>) -> Self {
+        Self { way, ..self }
     }
 
     fn address(&self, pfn: Pfn) -> u64 {
@@ -208,6 +216,21 @@ impl HoldBack for PageHold {
             }
         }
         Ok(None)
+    }
+
+    fn keep(&self, session: &Session<'_>) -> Result<(), GuestError> {
+        match &self.way {
+            Some(way) => self.line.client().keep(&Keepsake::encode(session, way)),
+            None => Ok(()),
+        }
+    }
+
+    fn absent(&self, into: &mut Bitmap) -> Result<(), GuestError> {
+        assert_eq!(u64_of(into.len()), self.memory.pages().0, "a bit per page");
+        pagemap::holes(self.memory.file(), 0, self.memory.pages().0, |from, to| {
+            into.set_range(usize_of(from), usize_of(to));
+        })
+        .map_err(|e| self.failed("cannot ask which pages of the guest are missing", e))
     }
 
     fn finish(&self) -> Result<(), GuestError> {

@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::client::{Attachment, GuestClient};
 use super::control::{Attached, Phase, Role};
+use super::keepsake::{Keepsake, Way};
 use crate::disk::Disks;
 use crate::error::GuestError;
 use crate::guest::{HoldBack, SourceGuest, TargetGuest};
@@ -78,6 +79,8 @@ pub struct Target {
     pub info: Attached,
     /// The guest for the engine.
     pub guest: TargetGuest,
+    /// What the engine before this one has put by, where this one goes on with its pages.
+    pub kept: Option<Keepsake>,
 }
 
 /// Attaches to a running guest as the source of `migration`.
@@ -110,10 +113,23 @@ pub fn attach_source(client: GuestClient, migration: &str) -> Result<Source, Gue
 /// The guest refuses (another migration has it, it is not waiting for one), or its memory can't be mapped. A kernel
 /// that can't hold pages back is no error: `lazy` says why then.
 pub fn attach_target(client: GuestClient, migration: &str) -> Result<Target, GuestError> {
+    attach_target_by(client, migration, None)
+}
+
+/// As [`attach_target`], by an engine that the source reaches that `way`: the guest keeps it for one that comes after it.
+///
+/// # Errors
+/// As for [`attach_target`].
+pub fn attach_target_by(
+    client: GuestClient,
+    migration: &str,
+    way: Option<Way>,
+) -> Result<Target, GuestError> {
     let attachment = client.attach(Role::Target, migration)?;
     let gate = Arc::new(Gate::new(attachment.write_gate()?));
     let span = span_of(&attachment.info);
-    let Attachment { info, memory, fault_fd, .. } = attachment;
+    let Attachment { info, memory, fault_fd, kept, .. } = attachment;
+    let kept = kept.map(|kept| Keepsake::decode(kept).map_err(GuestError::State)).transpose()?;
     let again = info.phase == Phase::Running;
     let memory = Arc::new(Memory::of_target(memory, info.memory_bytes)?);
     let line = Arc::new(Line::new(client));
@@ -126,10 +142,11 @@ pub fn attach_target(client: GuestClient, migration: &str) -> Result<Target, Gue
         Userfaultfd::new(fd, Features::HOLD_BACK).map_err(|e| format!("{e} (Linux 4.11 or later has it)"))
     });
     let lazy = uffd.map(|uffd| -> Arc<dyn HoldBack> {
-        Arc::new(PageHold::new(uffd, span, Arc::clone(&memory), Arc::clone(&line), Arc::clone(&gate), again))
+        let (memory, line, gate) = (Arc::clone(&memory), Arc::clone(&line), Arc::clone(&gate));
+        Arc::new(PageHold::new(uffd, span, memory, line, gate, again).reached_by(way))
     });
     let guest = TargetGuest { memory, life: Box::new(TargetEnd::new(line)), lazy, gate: Some(gate) };
-    Ok(Target { info, guest })
+    Ok(Target { info, guest, kept })
 }
 
 /// The one connection to the guest, shared by whoever has something to ask, and what this end has told it.

@@ -1,7 +1,8 @@
-//! `pageferry send`, `receive` and `resolve`: the two ends of a migration, and what is left when one was lost.
+//! `pageferry send` and `receive`, the two ends of a migration; `resume` and `resolve`, for when one was lost.
 
 pub(crate) mod receive;
 pub(crate) mod resolve;
+pub(crate) mod resume;
 pub(crate) mod send;
 
 use std::sync::Arc;

@@ -14,8 +14,9 @@ use mover::net::entrance::{Entrance, Lock};
 use mover::net::pass::Pass;
 use mover::net::tcp::{Settings, TcpAcceptor};
 use mover::net::tls::Identity;
-use mover::process::backend::attach_target;
+use mover::process::backend::attach_target_by;
 use mover::process::config::GuestConfig;
+use mover::process::keepsake::Way;
 use mover::process::launch;
 use mover::report::{Event, Observer as _};
 use mover::target::{self, Config, Host, Parts};
@@ -60,6 +61,12 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
         (false, None) => Lock::Tls(Identity::new()?),
         (false, Some(authority)) => Lock::Tls(authority.identity()?),
     };
+    // An operator's own key is not given to guests to keep: nobody takes over from an engine that shows it.
+    let listen = acceptor.local().to_string();
+    let way = match &lock {
+        Lock::Plain => Some(Way { listen, pair: None }),
+        Lock::Tls(identity) => identity.pair().map(|pair| Way { listen, pair: Some(pair.clone()) }),
+    };
     let mut pass = Pass { token: Secret([0; 32]), fingerprint: lock.fingerprint() };
     surroundings.runtime.random(&mut pass.token.0);
     announce(acceptor.local(), &pass, args, console, teller.as_deref())?;
@@ -70,7 +77,7 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
     let parts = Parts {
         acceptor: Box::new(Entrance::new(acceptor, lock)),
         token: pass.token,
-        host: Box::new(move |shape| make_host(shape, name.as_deref(), &disks)),
+        host: Box::new(move |shape| make_host(shape, name.as_deref(), &disks, way)),
         journal: Box::new(move |id, shape, peer| {
             let guest = journal_name.unwrap_or_else(|| shape.guest.clone());
             if let Some(teller) = &told {
@@ -179,7 +186,12 @@ fn host_name() -> String {
 }
 
 /// Makes the guest the source describes, on the disks as they are here.
-fn make_host(shape: &Shape, name: Option<&str>, paths: &BTreeMap<String, PathBuf>) -> Result<Host, Error> {
+fn make_host(
+    shape: &Shape,
+    name: Option<&str>,
+    paths: &BTreeMap<String, PathBuf>,
+    way: Option<Way>,
+) -> Result<Host, Error> {
     let infos: Vec<DiskInfo> = shape
         .disks
         .iter()
@@ -202,6 +214,6 @@ fn make_host(shape: &Shape, name: Option<&str>, paths: &BTreeMap<String, PathBuf
     let program = guest::guest_program()
         .map_err(|failure| Error::Peer { reason: failure.message, class: failure.class })?;
     let spawned = launch::spawn(program, &config)?;
-    let target = attach_target(spawned.connect()?, &shape.guest)?;
+    let target = attach_target_by(spawned.connect()?, &shape.guest, way)?;
     Ok(Host { guest: target.guest, disks, readable: infos.iter().map(|_| Ok(())).collect() })
 }

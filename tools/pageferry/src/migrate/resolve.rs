@@ -107,7 +107,9 @@ fn meaning(record: &Record, status: Option<&Status>) -> String {
              --there` forgets this"
         ),
         (Role::Target, _, Some(status)) if status.holding && status.migration.is_none() => format!(
-            "from {peer}: started here, this host has the guest, but it waits for pages that nobody loads any more"
+            "from {peer}: started here, this host has the guest, but it waits for pages that nobody loads any more. \
+             `pageferry resume {}` goes on with that",
+            record.guest
         ),
         (Role::Target, _, Some(status)) if status.phase == control::Phase::Running => format!(
             "from {peer}: started here, this host has the guest. `pageferry resolve {id} --here` forgets this"

@@ -15,7 +15,7 @@ use mover::report::Mode;
 
 use super::plan::{Case, Moment};
 use super::strike::{Engines, PATIENCE, strike};
-use crate::settle::settle;
+use crate::settle::{settle, take_over};
 use crate::world::{ENDS, World, complaint, name_of};
 
 /// How long the ends dial again, or wait to be dialled.
@@ -126,12 +126,16 @@ fn play(world: &World, case: Case, outcome: &mut Outcome) -> Result<()> {
     let (ended, twice) = thread::scope(|scope| {
         let watch = scope.spawn(|| watch(world, &over));
         let ended = until_struck(world, case, &source, &target, &mut outcome.struck).and_then(|()| {
+            let resumed = take_over(world)?;
             let ended = [until_ended(&mut source.0)?, until_ended(&mut target.0)?];
             outcome.ended = ended.map(shown);
-            Ok(())
+            Ok(resumed)
         });
-        let settled = ended.and_then(|()| {
+        let settled = ended.and_then(|resumed| {
             outcome.settled = settle(world)?;
+            if resumed {
+                outcome.settled.insert(0, "target resume".to_owned());
+            }
             look(world, outcome)
         });
         over.store(true, SeqCst);

@@ -200,12 +200,13 @@ pub(crate) fn cases(full: bool, filter: &[String]) -> Vec<Case> {
 }
 
 /// What CI tries, in mode `lazy`: each fault once, kills and cuts where the guest changes hands too.
-const SHORT: [(Fault, Moment); 17] = [
+const SHORT: [(Fault, Moment); 18] = [
     (Fault::Kill(End::Source), Moment::Paused),
     (Fault::Kill(End::Source), Moment::Handover),
     (Fault::Kill(End::Source), Moment::Drain),
     (Fault::Kill(End::Target), Moment::Rounds),
     (Fault::Kill(End::Target), Moment::Handover),
+    (Fault::Kill(End::Target), Moment::Started),
     (Fault::Cut(End::Source), Moment::Commit),
     (Fault::Cut(End::Target), Moment::Handover),
     (Fault::CutBoth, Moment::Drain),

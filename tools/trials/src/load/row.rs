@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Dice, across};
 use crate::faults::case::{Ending, until, until_ended, watch};
-use crate::settle::settle;
+use crate::settle::{settle, take_over};
 use crate::weather::Trouble;
 use crate::world::{ENDS, World, name_of};
 
@@ -154,7 +154,7 @@ fn once(world: &World, from: End, mode: &str, fault: Option<&mut Dice>) -> Resul
     let mut source = Ending(world.start(from, &[&send[..], &shared].concat())?);
     if let Some(dice) = fault {
         thread::sleep(Duration::from_millis(dice.throw(WITHIN_MS)));
-        strike(world, dice, mode, &source, &target)?;
+        strike(world, dice, &source, &target)?;
     }
     until_ended(&mut source.0)?;
     until_ended(&mut target.0)?;
@@ -162,7 +162,7 @@ fn once(world: &World, from: End, mode: &str, fault: Option<&mut Dice>) -> Resul
 }
 
 /// Something goes wrong, and passes.
-fn strike(world: &World, dice: &mut Dice, mode: &str, source: &Ending, target: &Ending) -> Result<()> {
+fn strike(world: &World, dice: &mut Dice, source: &Ending, target: &Ending) -> Result<()> {
     // Mostly for a moment; at times for longer than the ends are patient.
     let while_ms = Duration::from_millis(if dice.throw(8) == 0 { 6500 } else { 100 + dice.throw(1400) });
     let pid = |child: &Ending| {
@@ -175,8 +175,12 @@ fn strike(world: &World, dice: &mut Dice, mode: &str, source: &Ending, target: &
     };
     match dice.throw(7) {
         0 => tell(source, Signal::KILL)?,
-        // Not in lazy: who would load what is outstanding?
-        1 => tell(if mode == "lazy" { source } else { target }, Signal::KILL)?,
+        1 => {
+            tell(target, Signal::KILL)?;
+            // Its end is seen by the guest a moment later.
+            thread::sleep(Duration::from_millis(100));
+            take_over(world)?;
+        }
         2 => {
             world.cut(End::Source, true)?;
             world.cut(End::Target, true)?;

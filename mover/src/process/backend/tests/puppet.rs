@@ -319,6 +319,7 @@ impl Guest {
             disks: vec![GuestDisk { name: "disk0".to_owned(), path: String::new(), bytes: DISK_BYTES }],
             fault_fd,
             phase: rules.0.phase(),
+            kept_bytes: None,
         };
         let pagemap = File::open("/proc/self/pagemap").unwrap().into();
         let copy = |fd: &OwnedFd| fd.try_clone().unwrap();

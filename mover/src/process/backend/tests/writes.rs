@@ -161,7 +161,7 @@ fn disk_writes_are_told_once_and_the_gate_holds_and_opens() {
     drop(source);
 
     let puppet = Puppet::new(64, "incoming");
-    let Target { guest, info } = attach_target(puppet.client(), "m").unwrap();
+    let Target { guest, info, .. } = attach_target(puppet.client(), "m").unwrap();
     assert_eq!((info.guest.as_str(), info.disks[0].bytes), ("puppet", 1000 * 4096));
     let gate: Arc<dyn WriteGate> = guest.gate.unwrap();
     gate.hold(DiskId(0), &set_of(1000, [3, 998])).unwrap();
