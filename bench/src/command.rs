@@ -74,7 +74,7 @@ enum Role {
 pub fn run(arguments: impl IntoIterator<Item = String>) -> Result<ExitCode, clap::Error> {
     let called: Vec<String> = arguments.into_iter().collect();
     let cli = Cli::try_parse_from(&called)?;
-    Ok(match measure(cli, called.get(1..).unwrap_or_default().to_vec()) {
+    Ok(match measure(cli, called) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("bench: {error:#}");

@@ -134,7 +134,7 @@ pub struct Section {
 pub struct Report {
     /// What it was measured on.
     pub machine: Machine,
-    /// The arguments of the call.
+    /// The call, word by word.
     pub command: Vec<String>,
     /// Suite by suite.
     pub sections: Vec<Section>,
@@ -178,7 +178,7 @@ impl Report {
     /// How it was called.
     #[must_use]
     pub fn call(&self) -> String {
-        format!("cargo xtask bench {}", self.command.join(" "))
+        self.command.join(" ")
     }
 
     /// One line for the machine and command, then one a row.

@@ -58,11 +58,22 @@ fn put(out: &mut String, chart: &Chart<'_>) {
         // All are zero: nothing to draw, and the table says so.
         return;
     }
-    let unit = if chart.unit.is_empty() { String::new() } else { format!(" in {}", chart.unit) };
+    // With one case, or with more series than colours, lines are called by their series; else by their case.
+    let cases_alike = chart.rows.iter().all(|(row, _)| row.case == chart.rows[0].0.case);
+    let by_series = chart.series.len() > 1 && (cases_alike || chart.series.len() > COLOURS);
+    let mut about = if chart.unit.is_empty() { String::new() } else { format!(" in {}", chart.unit) };
+    if by_series && cases_alike {
+        about += &format!(" \u{b7} {}", chart.rows[0].0.case);
+    }
+    if let [series] = chart.series[..]
+        && !series.is_empty()
+    {
+        about += &format!(" \u{b7} {series}");
+    }
     // Writing to a String can't fail, here and below.
     let _ =
-        writeln!(out, "<figure><figcaption><b>{}</b>{}</figcaption>", escaped(chart.name), escaped(&unit));
-    if chart.series.len() > 1 {
+        writeln!(out, "<figure><figcaption><b>{}</b>{}</figcaption>", escaped(chart.name), escaped(&about));
+    if chart.series.len() > 1 && !by_series {
         out.push_str("<ul class=\"legend\">");
         for (at, series) in chart.series.iter().enumerate() {
             let _ = write!(out, "<li><i class=\"s{}\"></i>{}</li>", at % COLOURS, escaped(series));
@@ -72,10 +83,15 @@ fn put(out: &mut String, chart: &Chart<'_>) {
     out.push_str("<div class=\"plot\">\n");
     let mut last_case = None;
     for (row, series) in &chart.rows {
-        let label = if last_case == Some(&row.case) { "" } else { row.case.as_str() };
-        last_case = Some(&row.case);
+        let again = last_case.replace(&row.case) == Some(&row.case);
+        let label = match (by_series, again) {
+            (true, _) if cases_alike => chart.series[*series].to_owned(),
+            (true, _) => format!("{}, {}", row.case, chart.series[*series]),
+            (false, true) => String::new(),
+            (false, false) => row.case.clone(),
+        };
         let first = if label.is_empty() { "" } else { " first" };
-        let _ = write!(out, "<div class=\"label{first}\">{}</div>", escaped(label));
+        let _ = write!(out, "<div class=\"label{first}\">{}</div>", escaped(&label));
         line(out, row, *series, reach);
     }
     out.push_str("</div></figure>\n");
@@ -142,6 +158,15 @@ mod tests {
         assert_eq!(charts.len(), 2);
         assert_eq!(charts[0].series, ["stock", "lazy"]);
         assert_eq!(charts[0].rows.iter().map(|(_, series)| *series).collect::<Vec<_>>(), [0, 1, 1]);
+    }
+
+    #[test]
+    fn lines_of_one_case_are_called_by_their_series() {
+        let page = charts(&[row("2 GiB", "rate, ours", "GB/s"), row("2 GiB", "rate, theirs", "GB/s")]);
+        assert!(page.contains("in GB/s \u{b7} 2 GiB") && page.contains("first\">theirs</div>"), "{page}");
+        assert!(!page.contains("legend"));
+        let page = charts(&[row("a", "rate, ours / theirs", ""), row("b", "rate, ours / theirs", "")]);
+        assert!(page.contains("\u{b7} ours / theirs") && page.contains("first\">b</div>"), "{page}");
     }
 
     #[test]
