@@ -67,7 +67,7 @@ fn refusals_name_their_cause_and_leave_the_guest() {
     refused(host.run(&too_much), 2, "leave --plaintext away");
     refused(
         host.run(&["send", "--guest", "other", "--to", "127.0.0.1:1", "--token", &token]),
-        3,
+        7,
         "guest list",
     );
 
