@@ -28,6 +28,8 @@ const CABLE: &str = "pageferry0";
 /// An address nobody has: what is sent to it is lost on the way.
 const NOBODY: &str = "02:00:00:00:00:01";
 const IMAGE_BYTES: &str = "64M";
+/// What `pageferry metrics` counts from: kept for as long as the host runs.
+const COUNTS: &str = "ended.tally";
 /// The environment variable that names the world.
 const MARK: &str = "PAGEFERRY_TRIAL";
 
@@ -36,7 +38,6 @@ pub(crate) const ENDS: [End; 2] = [End::Source, End::Target];
 
 /// Where cases take place, one after the other.
 pub(crate) struct World {
-    directory: TempDir,
     program: PathBuf,
     lab: Lab,
     fuse: Fuse,
@@ -44,6 +45,8 @@ pub(crate) struct World {
     pub(crate) weather: Arc<Weather>,
     /// Of the source's and of the target's engine.
     pub(crate) ears: [Arc<Ear>; 2],
+    /// Dropped last: it can be removed when nothing is mounted in it any more.
+    directory: TempDir,
 }
 
 /// A word for an end.
@@ -230,7 +233,8 @@ impl World {
                 for kind in ["run/pageferry", "state/pageferry/migrations"] {
                     let (kind, below) = kind.split_once('/').context("two parts")?;
                     let entries = fs::read_dir(self.place(end, kind).join(below)).into_iter().flatten();
-                    left.extend(entries.flatten().map(|entry| format!("file {}", entry.path().display())));
+                    let entries = entries.flatten().filter(|entry| entry.file_name() != COUNTS);
+                    left.extend(entries.map(|entry| format!("file {}", entry.path().display())));
                 }
                 let sockets = self.lab.inside(end, || fs::read_to_string("/proc/thread-self/net/tcp"))??;
                 // The fourth column: 0A is a socket that listens.
