@@ -9,13 +9,16 @@ use std::fmt::Write as _;
 
 use crate::report::{Cells, Outcome, Report, Row, Section, Verdict};
 
+/// How every page of the project looks: type, head, definitions. Each adds its colours and what it draws.
+pub const COMMON_STYLE: &str = include_str!("common.css");
+
 /// The page as text.
 #[must_use]
 pub fn html(report: &Report) -> String {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>Pageferry: benchmarks</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n\
+         <title>Pageferry: benchmarks</title>\n<style>\n{COMMON_STYLE}{css}</style>\n</head>\n<body>\n<main>\n\
          <header><p class=\"kicker\">Pageferry &middot; benchmarks</p><h1>{heading}</h1>\n{lede}</header>\n",
         css = include_str!("style.css"),
         heading = escaped(&heading(report)),
@@ -32,7 +35,8 @@ pub fn html(report: &Report) -> String {
 }
 
 /// `text` with everything that means something in HTML replaced.
-fn escaped(text: &str) -> String {
+#[must_use]
+pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

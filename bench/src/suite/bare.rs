@@ -71,6 +71,12 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
+    /// The whole engine over two lanes, over TLS or in the clear.
+    pub(crate) fn engine(encrypted: bool) -> Self {
+        let by = By::Engine { encrypted };
+        Self { connections: 2, chunk: 1 << 20, wait_all: false, pinned: false, by }
+    }
+
     /// In a table.
     pub(crate) fn name(self) -> String {
         let Self { connections, chunk, wait_all, pinned, .. } = self;

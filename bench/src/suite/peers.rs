@@ -24,7 +24,6 @@ use crate::buffer::{digest, fill, gib};
 use crate::qemu::{self, Moved, Way};
 use crate::report::{Limit, Row};
 use crate::stats::Runs;
-use crate::worker::By;
 
 /// At least so many times as fast as QEMU's best way.
 const AGAINST_QEMU: Limit = Limit::AtLeast(2.1);
@@ -56,13 +55,7 @@ impl Suite for Peers {
             }
         }
         let ends = RefCell::new(Ends::start(bytes)?);
-        let shape = Shape {
-            connections: 2,
-            chunk: 1 << 20,
-            wait_all: false,
-            pinned: false,
-            by: By::Engine { encrypted: false },
-        };
+        let shape = Shape::engine(false);
         ends.borrow_mut().copy(shape, true).context("the engine's first run, every byte compared")?;
         let (mut rate, mut cpu, mut ratio) = (Runs::default(), Runs::default(), Runs::default());
         let gigabytes = f64_of(u64_of(bytes)) / 1e9;

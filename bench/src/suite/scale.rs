@@ -12,10 +12,10 @@ use mover::index::table::{Learned, Table};
 use mover::units::{PAGE_BYTES_U64, f64_of, usize_of};
 
 use super::bare::{Ends, Shape};
+use super::disk::Random;
 use super::{Context, Suite};
 use crate::report::Row;
 use crate::stats::{Figure, Runs};
-use crate::worker::By;
 
 /// Guests, in MiB.
 const GUESTS: [u64; 6] = [256, 1024, 2048, 4096, 6144, 9216];
@@ -45,13 +45,7 @@ impl Suite for Scale {
 
 /// Idle guests over loopback, mode `plain`, in the clear.
 fn guests(context: &Context) -> Result<Vec<Row>> {
-    let shape = Shape {
-        connections: 2,
-        chunk: 1 << 20,
-        wait_all: false,
-        pinned: false,
-        by: By::Engine { encrypted: false },
-    };
+    let shape = Shape::engine(false);
     let (mut rows, mut points) = (Vec::new(), Vec::new());
     for mebibytes in GUESTS.into_iter().filter(|size| !context.quick || *size <= 1024) {
         eprintln!("  a guest of {mebibytes} MiB");
@@ -112,11 +106,10 @@ fn hint_of(unit: u64) -> u64 {
 
 /// Nanoseconds a lookup of blocks drawn at random, `beyond` the known ones.
 fn lookups(table: &Table, units: u64, beyond: u64) -> f64 {
-    let mut state = 88_172_645_463_325_252_u64;
+    let mut random = Random(88_172_645_463_325_252);
     let began = Instant::now();
     for _ in 0..LOOKUPS {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        black_box(table.find(hint_of((state >> 30) % units + beyond), None));
+        black_box(table.find(hint_of(random.next() % units + beyond), None));
     }
     began.elapsed().as_secs_f64() / f64_of(LOOKUPS) * 1e9
 }

@@ -33,14 +33,8 @@ impl Suite for Stream {
 
     fn run(&self, context: &Context) -> Result<Vec<Row>> {
         let mut ends = Ends::start(if context.quick { gib(1) / 2 } else { gib(2) })?;
-        let engine = Shape {
-            connections: 2,
-            chunk: 1 << 20,
-            wait_all: false,
-            pinned: false,
-            by: By::Engine { encrypted: false },
-        };
-        let encrypted = Shape { by: By::Engine { encrypted: true }, ..engine };
+        let engine = Shape::engine(false);
+        let encrypted = Shape::engine(true);
         ends.copy(engine, true).context("the engine's first run, every byte compared")?;
         ends.copy(encrypted, true).context("its first run over TLS, every byte compared")?;
         let bare = best_bare(&mut ends, context)?;

@@ -12,13 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host::{Host, end, said};
+use host::{Host, LIMIT, end, said};
 
 /// How long a short message stays on the wire in the slow direction: long enough to cut it off there.
 const DELAY: Duration = Duration::from_millis(400);
 /// A read of fewer bytes is no page data.
 const SHORT: usize = 8 * 1024;
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// Which way the wire is slow.
 #[derive(Clone, Copy, PartialEq, Eq)]

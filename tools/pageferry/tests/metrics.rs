@@ -10,9 +10,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host::{Host, end};
-
-const LIMIT: Duration = Duration::from_secs(60);
+use host::{Host, LIMIT, end};
 
 /// Samples by name and labels.
 type Samples = BTreeMap<String, f64>;
@@ -147,16 +145,8 @@ fn a_migration_is_counted_while_it_runs_and_when_it_has_ended() {
 #[test]
 fn what_failed_is_counted_by_its_class() {
     let Some(host) = Host::new() else { return };
-    let (target, line) = host.receive(&[]);
-    let line = line.replace("NAME", "desk");
-    let mut command = host.command();
-    command.args(line.split_whitespace().skip(1)).args(["--bandwidth", "1MiB/s"]);
-    let mut source = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
-    let begun = Instant::now();
-    while value(&scrape(&host), "pageferry_migrations_running", &["target"]) != Some(1.0) {
-        assert!(begun.elapsed() < LIMIT, "the migration never began");
-        thread::sleep(Duration::from_millis(10));
-    }
+    let (mut source, target) =
+        host.begin(|host| value(&scrape(host), "pageferry_migrations_running", &["target"]) == Some(1.0));
     source.kill().expect("it runs");
     source.wait().expect("it can be waited for");
     let code = end(target);

@@ -7,10 +7,8 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host::{Host, end};
+use host::{Host, LIMIT, end};
 use serde_json::Value;
-
-const LIMIT: Duration = Duration::from_secs(60);
 
 fn shown(host: &Host) -> Vec<Value> {
     let text = host.must(&["status", "--json", "--quiet"]);
@@ -64,16 +62,7 @@ fn both_ends_are_shown_while_they_run_and_gone_afterwards() {
 #[test]
 fn a_killed_end_is_not_shown() {
     let Some(host) = Host::new() else { return };
-    let (target, line) = host.receive(&[]);
-    let line = line.replace("NAME", "desk");
-    let mut command = host.command();
-    command.args(line.split_whitespace().skip(1)).args(["--bandwidth", "1MiB/s"]);
-    let mut source = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
-    let began = Instant::now();
-    while shown(&host).len() < 2 {
-        assert!(began.elapsed() < LIMIT, "the migration never began");
-        thread::sleep(Duration::from_millis(10));
-    }
+    let (mut source, target) = host.begin(|host| shown(host).len() >= 2);
     source.kill().expect("it runs");
     source.wait().expect("it can be waited for");
     assert_ne!(end(target), Some(0));

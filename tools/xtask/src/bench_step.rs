@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use crate::ci::SKIPPED;
+use crate::ci::skipped;
 use crate::{run, setup};
 
 /// Runs it.
@@ -16,9 +16,7 @@ pub(crate) fn run() -> Result<String> {
         None
     };
     if let Some(obstacle) = obstacle {
-        let line = format!("{SKIPPED}the benchmarks' short run: {obstacle}");
-        println!("{line}");
-        return Ok(line);
+        return Ok(skipped("the benchmarks' short run", obstacle));
     }
     let words = ["run", "--quiet", "--locked", "--release", "--package", "bench", "--", "--quick"];
     let mut command = run::cargo(words)?;

@@ -10,7 +10,14 @@ use crate::{
 };
 
 /// How the sentence of a step that did not run begins.
-pub(crate) const SKIPPED: &str = "SKIPPED: ";
+const SKIPPED: &str = "SKIPPED: ";
+
+/// Says that `what` is left out, and why; the line is a step's closing sentence, and shown again behind the tests.
+pub(crate) fn skipped(what: &str, why: &str) -> String {
+    let line = format!("{SKIPPED}{what}: {why}");
+    println!("{line}");
+    line
+}
 
 /// What a step does; the sentence it returns goes into its closing line.
 type Step = fn() -> Result<String>;

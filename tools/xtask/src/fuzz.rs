@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::ci::SKIPPED;
+use crate::ci::skipped;
 use crate::run;
 
 /// Where they stand.
@@ -56,9 +56,7 @@ pub(crate) fn run(name: Option<&str>, seconds: u64) -> Result<()> {
 /// The same, shortly, where the tools are there.
 pub(crate) fn step() -> Result<String> {
     if let Some(missing) = missing() {
-        let line = format!("{SKIPPED}the fuzzers: {missing} (their corpora are tried by the tests)");
-        println!("{line}");
-        return Ok(line);
+        return Ok(skipped("the fuzzers", &format!("{missing} (their corpora are tried by the tests)")));
     }
     run(None, STEP_SECONDS)?;
     Ok(format!("{} decoders, {STEP_SECONDS} s each, none fell", names()?.len()))

@@ -6,20 +6,22 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::ci::SKIPPED;
+use crate::ci::skipped;
 use crate::{run, setup};
 
+/// What is left out where it can't be had.
+const WHAT: &str = "the Xen lab";
 /// Memory two hosts and their surroundings take, in MiB.
 const MEMORY_MIB: u64 = 6500;
 
 /// Builds what the hosts boot and our helper, and runs the tier.
 pub(crate) fn run() -> Result<String> {
     if let Some(obstacle) = obstacle()? {
-        return Ok(skipped(&obstacle));
+        return Ok(skipped(WHAT, &obstacle));
     }
     // No mirror, no room, no right to mount: no fault of the tree. That the lab's program builds has been seen by now.
     if let Err(error) = lab(&["build", "--hypervisor", "full"]) {
-        return Ok(skipped(&format!("its hosts could not be built, for the reason above ({error:#})")));
+        return Ok(skipped(WHAT, &format!("its hosts could not be built, for the reason above ({error:#})")));
     }
     // Our helper alone: nothing else of ours runs in there.
     let helper = ["build", "--quiet", "--locked", "--release", "--package", "pageferry-save-helper"];
@@ -35,13 +37,7 @@ pub(crate) fn run() -> Result<String> {
 
 /// Instead, where nothing may be installed.
 pub(crate) fn leave_out() -> Result<String> {
-    Ok(skipped("it would install QEMU and what its hosts are built with"))
-}
-
-fn skipped(reason: &str) -> String {
-    let line = format!("{SKIPPED}the Xen lab: {reason}");
-    println!("{line}");
-    line
+    Ok(skipped(WHAT, "it would install QEMU and what its hosts are built with"))
 }
 
 /// Runs the lab's program.

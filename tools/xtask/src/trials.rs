@@ -1,15 +1,18 @@
 //! `cargo xtask faults` and `cargo xtask load`: real processes under faults and under load, in mount and process namespaces of
 //! their own, so that nothing of them outlives the command, however it ends.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use crate::ci::SKIPPED;
-use crate::run;
+use crate::ci::skipped;
+use crate::{run, setup};
+
+/// What is left out where it can't be had.
+const WHAT: &str = "faults and load";
 
 /// Runs the trials' program with these arguments.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if let Some(why) = missing()? {
-        println!("{SKIPPED}{why}");
+        skipped(WHAT, why);
         return Ok(());
     }
     // As tests are built: optimised a little, every assertion in.
@@ -27,27 +30,23 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 /// The short tier of the fault matrix, as a step.
 pub(crate) fn step() -> Result<String> {
     if let Some(why) = missing()? {
-        return Ok(format!("{SKIPPED}{why}"));
+        return Ok(skipped(WHAT, why));
     }
     run(&["faults".to_owned()])?;
     Ok("one guest each time, right in every page, nothing left".into())
 }
 
 /// What this machine lacks for it.
-fn missing() -> Result<Option<String>> {
-    let root = run::output(run::command("id")?.arg("-u")).context("who is this?")?;
-    if root.trim() != "0" {
-        return Ok(Some(
-            "faults and load: they take root, for namespaces and mounts of their own".to_owned(),
-        ));
+fn missing() -> Result<Option<&'static str>> {
+    if !setup::is_root() {
+        return Ok(Some("they take root, for namespaces and mounts of their own"));
     }
     ensure!(run::in_path("unshare") && run::in_path("mount"), "unshare and mount come with util-linux");
-    let lacks = |what: &str| Some(format!("faults and load: {what}"));
     if !std::path::Path::new("/dev/fuse").exists() {
-        return Ok(lacks("there is no /dev/fuse (CONFIG_FUSE_FS), so no disk that fails on demand"));
+        return Ok(Some("there is no /dev/fuse (CONFIG_FUSE_FS), so no disk that fails on demand"));
     }
     if !run::in_path("ip") || !run::in_path("tc") {
-        return Ok(lacks("ip and tc are missing; apt-get install iproute2"));
+        return Ok(Some("ip and tc are missing; apt-get install iproute2"));
     }
     Ok(None)
 }

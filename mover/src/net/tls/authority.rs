@@ -21,7 +21,7 @@ use rustls::{
     SignatureScheme,
 };
 
-use super::{Identity, provider, unusable};
+use super::{Identity, answering, asking, dialling, provider, unusable};
 use crate::error::NetError;
 use crate::net::pass::Fingerprint;
 
@@ -70,15 +70,13 @@ impl Authority {
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&provider))
                 .build()
                 .map_err(|error| unusable(&rustls::Error::General(error.to_string())))?;
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(|error| unusable(&error))?
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.chain.clone(), self.key.clone_key())
             .map_err(|error| unusable(&error))?;
-        config.enable_secret_extraction = true;
-        config.send_tls13_tickets = 0;
-        Ok(Identity { config: Arc::new(config), fingerprint: self.fingerprint, mutual: true, pair: None })
+        Ok(Identity { config: answering(config), fingerprint: self.fingerprint, mutual: true, pair: None })
     }
 
     /// How to dial the target with that key, which has to be certified for `name`, where one is given.
@@ -87,20 +85,12 @@ impl Authority {
         pin: Fingerprint,
         name: Option<ServerName<'static>>,
     ) -> Result<Arc<ClientConfig>, NetError> {
-        let provider = provider();
-        let algorithms = provider.signature_verification_algorithms;
+        let algorithms = provider().signature_verification_algorithms;
         let verifier = Certified { roots: Arc::clone(&self.roots), pin, name, algorithms };
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&TLS13])
-            .map_err(|error| unusable(&error))?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
+        let config = dialling(Arc::new(verifier))?
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
             .map_err(|error| unusable(&error))?;
-        config.enable_secret_extraction = true;
-        config.enable_sni = false;
-        config.resumption = rustls::client::Resumption::disabled();
-        Ok(Arc::new(config))
+        Ok(asking(config))
     }
 }
 

@@ -33,14 +33,15 @@ pub use authority::Authority;
 pub(super) use authority::judged;
 use ring::rand::SystemRandom;
 use ring::signature::Ed25519KeyPair;
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::AlwaysResolvesServerRawPublicKeys;
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, PeerIncompatible, ServerConfig, SignatureScheme,
-    version::TLS13,
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, PeerIncompatible, ServerConfig,
+    SignatureScheme, version::TLS13,
 };
 
 use zeroize::Zeroizing;
@@ -86,14 +87,12 @@ impl Identity {
         let fingerprint = Fingerprint::of(&public);
         let shown = CertificateDer::from(public.to_vec());
         let certified = Arc::new(CertifiedKey::new(vec![shown], key));
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(|error| unusable(&error))?
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified)));
-        config.enable_secret_extraction = true;
-        config.send_tls13_tickets = 0;
-        Ok(Self { config: Arc::new(config), fingerprint, mutual: false, pair: Some(pair) })
+        Ok(Self { config: answering(config), fingerprint, mutual: false, pair: Some(pair) })
     }
 
     /// The key pair itself, PKCS #8 in DER, where it was made for one migration: as secret as anything.
@@ -156,18 +155,33 @@ impl Wanted {
 
 /// How to dial the target that has the key with that fingerprint.
 fn pinning(pin: Fingerprint) -> Result<Arc<ClientConfig>, NetError> {
-    let provider = provider();
-    let algorithms = provider.signature_verification_algorithms;
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let algorithms = provider().signature_verification_algorithms;
+    Ok(asking(dialling(Arc::new(Pinned { pin, algorithms }))?.with_no_client_auth()))
+}
+
+/// How to dial whoever `verifier` lets pass, but for what this end shows.
+fn dialling(
+    verifier: Arc<dyn ServerCertVerifier>,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, NetError> {
+    let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
-        .map_err(|error| unusable(&error))?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Pinned { pin, algorithms }))
-        .with_no_client_auth();
+        .map_err(|error| unusable(&error))?;
+    Ok(config.dangerous().with_custom_certificate_verifier(verifier))
+}
+
+/// What holds of a source's sessions, whomever it trusts: their keys go to the lanes, each is new, none tells a name.
+fn asking(mut config: ClientConfig) -> Arc<ClientConfig> {
     config.enable_secret_extraction = true;
     config.enable_sni = false;
     config.resumption = rustls::client::Resumption::disabled();
-    Ok(Arc::new(config))
+    Arc::new(config)
+}
+
+/// What holds of a target's, whatever it shows: their keys go to the lanes, none can be resumed.
+fn answering(mut config: ServerConfig) -> Arc<ServerConfig> {
+    config.enable_secret_extraction = true;
+    config.send_tls13_tickets = 0;
+    Arc::new(config)
 }
 
 /// Takes one key and no other.

@@ -5,6 +5,7 @@ mod chart;
 use std::fmt::Write;
 use std::ops::Range;
 
+use bench::page::{COMMON_STYLE, escaped};
 use mover::report::{Event, Phase};
 
 use crate::results::{Run, at_ms, rows};
@@ -34,7 +35,7 @@ pub(crate) fn html(report: &Report) -> Result<String, String> {
         out,
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>Pageferry: {title}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n\
+         <title>Pageferry: {title}</title>\n<style>\n{COMMON_STYLE}{css}</style>\n</head>\n<body>\n<main>\n\
          <header><p class=\"kicker\">Pageferry &middot; live migration</p><h1>{heading}</h1>\n{lede}</header>\n\
          <section><h2>At a glance</h2>\n{glance}</section>\n\
          <section><h2>Figures</h2>\n{table}</section>\n\
@@ -52,22 +53,6 @@ pub(crate) fn html(report: &Report) -> Result<String, String> {
     );
     written.map_err(|error| error.to_string())?;
     Ok(page)
-}
-
-/// `text` with everything that means something in HTML replaced.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 /// The result in a sentence.

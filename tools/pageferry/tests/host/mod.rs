@@ -3,6 +3,11 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longest that anything here may take.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// A host of its own: directories, an image, a guest called `desk`.
 pub(crate) struct Host {
@@ -67,6 +72,20 @@ impl Host {
         let line = change(&line.replace("NAME", "desk"));
         let words: Vec<_> = line.split_whitespace().skip(1).collect();
         self.run(&words)
+    }
+    /// Begins a migration that takes its time, and waits until `shown` sees it; the processes of source and target.
+    pub(crate) fn begin(&self, shown: impl Fn(&Self) -> bool) -> (Child, Child) {
+        let (target, line) = self.receive(&[]);
+        let line = line.replace("NAME", "desk");
+        let mut command = self.command();
+        command.args(line.split_whitespace().skip(1)).args(["--bandwidth", "1MiB/s"]);
+        let source = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        let began = Instant::now();
+        while !shown(self) {
+            assert!(began.elapsed() < LIMIT, "the migration never began");
+            thread::sleep(Duration::from_millis(10));
+        }
+        (source, target)
     }
     pub(crate) fn runs(&self, guest: &str) -> bool {
         self.must(&["guest", "list", "--quiet"]).contains(&format!("{guest}: running"))

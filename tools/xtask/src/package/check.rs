@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Profile, build};
-use crate::ci::SKIPPED;
+use crate::ci::skipped;
 use crate::{run, setup};
 
 /// What dpkg, man and apt write for themselves.
@@ -48,9 +48,7 @@ const FILES: [(&str, u32); 17] = [
 /// packaged the same.
 pub(crate) fn step() -> Result<String> {
     if let Some(obstacle) = obstacle() {
-        let line = format!("{SKIPPED}the package: {obstacle}");
-        println!("{line}");
-        return Ok(line);
+        return Ok(skipped("the package", obstacle));
     }
     let package = build(Profile::Debug)?;
     run(&package)
@@ -70,9 +68,7 @@ fn obstacle() -> Option<&'static str> {
 pub(crate) fn run(package: &Path) -> Result<String> {
     let lint = lint(package)?;
     let Some(clean) = clean_root()? else {
-        let line = format!("{SKIPPED}the package was built, but there is no clean root to install it into");
-        println!("{line}");
-        return Ok(line);
+        return Ok(skipped("the package", "it was built, but there is no clean root to install it into"));
     };
     let place = package.parent().context("a package stands in a directory")?.join("root");
     let root = Root::copy(&clean, &place)?;
