@@ -443,7 +443,7 @@ impl Target for SimTarget {
     fn hold_back(&self) -> Lazy {
         let (hold, can) = (Arc::clone(&self.hold), self.can_hold);
         Box::new(move || match can {
-            true => Ok(Held { hold, stop: Box::new(|| Ok(())) }),
+            true => Ok(Held { hold, stop: Box::new(|| Ok(())), cost: Arc::default() }),
             false => Err("the simulated hypervisor has no paging".to_owned()),
         })
     }

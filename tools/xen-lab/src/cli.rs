@@ -15,7 +15,7 @@ use crate::lab::{self, Lab};
 use crate::spec::{HOST_MEMORY_MIB, HostSpec, Hypervisor, Spec, Suite};
 use crate::tests::Tier;
 use crate::tests::runner::Order;
-use crate::{clean_root, headers, payload, shell, speed, wait};
+use crate::{clean_root, compare, headers, payload, shell, speed, wait};
 
 /// Two real Xen hosts under QEMU's software emulation, and guests that are migrated between them.
 #[derive(Parser)]
@@ -106,6 +106,19 @@ enum Command {
         #[arg(long, value_name = "DIRECTORY")]
         binaries: Option<PathBuf>,
     },
+    /// Migrates a guest that has read files of the shared disk by stock's helper and by ours in each mode, in turns, over a wire shaped to
+    /// half of what stock takes unshaped: about ten minutes a run.
+    Compare {
+        /// Migrations each way is measured for.
+        #[arg(long, value_name = "NUMBER", default_value_t = 3)]
+        runs: usize,
+        /// MiB of files it has read.
+        #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=384))]
+        files: u32,
+        /// Where the project's binaries are taken from; built into target/release unless given.
+        #[arg(long, value_name = "DIRECTORY")]
+        binaries: Option<PathBuf>,
+    },
     /// Copies what tells what happened (consoles, toolstack, guests) into a directory, and says where.
     Logs,
     /// Ends the lab.
@@ -176,6 +189,11 @@ impl Cli {
                     "{}",
                     speed::Order { lab: self.name, runs: runs.max(1), zero, binaries }.run(&cache)?
                 );
+            }
+            Command::Compare { runs, files, binaries } => {
+                let binaries = binaries.map_or_else(payload::built, Ok)?;
+                let order = compare::Order { lab: self.name, runs: runs.max(1), files_mib: files, binaries };
+                println!("{}", order.run(&cache)?);
             }
             Command::Logs => {
                 println!("{}", Lab::attach(&cache, &self.name)?.save_logs("asked-for")?.display())

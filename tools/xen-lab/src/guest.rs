@@ -61,6 +61,8 @@ pub struct Guest {
     pub zero_percent: u32,
     /// MiB of the shared disk's files it reads into its page cache at start.
     pub files_mib: u32,
+    /// Milliseconds between two beats on the shared disk's last block; 0 for none.
+    pub beat_ms: u32,
 }
 
 /// The last thing a guest's console said of the checker.
@@ -95,6 +97,7 @@ impl Guest {
             dirty_per_second: 100,
             zero_percent: 25,
             files_mib: 0,
+            beat_ms: 0,
         }
     }
 
@@ -119,8 +122,9 @@ impl Guest {
         // Looking for an AGP bridge, port by emulated port, would take half a minute; timers and ports nobody needs, seconds.
         let more = if self.kind == Kind::Hvm { "pci=noearly hpet=disable 8250.nr_uarts=0" } else { "" };
         format!(
-            "console=hvc0 quiet panic=0 {more} check.memory={} check.dirty={} check.zero={} check.files={}",
-            self.checked_mib, self.dirty_per_second, self.zero_percent, self.files_mib
+            "console=hvc0 quiet panic=0 {more} check.memory={} check.dirty={} check.zero={} check.files={} \
+             check.beat={}",
+            self.checked_mib, self.dirty_per_second, self.zero_percent, self.files_mib, self.beat_ms
         )
     }
 

@@ -60,7 +60,7 @@ impl Lab {
         let checker = payload::checker()?;
         let names = payload::binaries_disk(&place.file("binaries.img"), &spec.binaries, &log)?;
         let lun = payload::lun_object(cache)?.join("lun.img");
-        payload::copy_sparse(&lun, &place.file("lun.img"), &log)?;
+        payload::shared_disk(&lun, &place.file("lun.img"), &log)?;
         let begun = Instant::now();
         for (machine, (hypervisor, root)) in machines.iter().zip(boots) {
             let directory = place.host(machine.number());

@@ -19,10 +19,12 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod beats;
 pub mod cache;
 mod calls;
 mod clean_root;
 pub mod cli;
+mod compare;
 mod cpio;
 pub mod guest;
 pub mod headers;

@@ -15,6 +15,8 @@ use crate::{image, run};
 
 const BOOT_INIT: &[u8] = include_bytes!("../guest/boot-init");
 const DOM0_INIT: &[u8] = include_bytes!("../guest/dom0-init");
+/// Behind the shared disk's file system, for who writes the disk's last block.
+const BEATS_BYTES: u64 = 64 << 10;
 const DOMU_INIT: &[u8] = include_bytes!("../guest/domu-init");
 const AGENT: &[u8] = include_bytes!("../guest/agent.py");
 const SPOIL: &[u8] = include_bytes!("../guest/spoil.py");
@@ -107,11 +109,13 @@ pub(crate) fn lun_object(cache: &Cache) -> Result<PathBuf> {
     })
 }
 
-/// A lab's own copy of the shared disk: its guests may write it.
-pub(crate) fn copy_sparse(from: &Path, to: &Path, log: &Path) -> Result<()> {
+/// A lab's own copy of the shared disk: its guests may write it. Behind the file system it has room for their beats.
+pub(crate) fn shared_disk(from: &Path, to: &Path, log: &Path) -> Result<()> {
     let mut command = Command::new("cp");
     command.args(["--sparse=always", "--reflink=auto"]).arg(from).arg(to);
-    run::logged(&mut command, log, Duration::from_secs(120))
+    run::logged(&mut command, log, Duration::from_secs(120))?;
+    let image = fs::OpenOptions::new().write(true).open(to)?;
+    Ok(image.set_len(image.metadata()?.len() + BEATS_BYTES)?)
 }
 
 /// The workspace's root.

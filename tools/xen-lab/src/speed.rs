@@ -116,7 +116,7 @@ fn migrate(lab: &Lab, guest: &Guest, from: usize, before: Count, helper: Helper)
 }
 
 /// CPU time both dom0s have had, in seconds.
-fn cpu(lab: &Lab) -> Result<f64> {
+pub(crate) fn cpu(lab: &Lab) -> Result<f64> {
     let mut sum = 0.0;
     for number in [1, 2] {
         let said = lab.host(number).run("xl list Domain-0 | awk 'NR == 2 { print $6 }'")?;
@@ -127,7 +127,8 @@ fn cpu(lab: &Lab) -> Result<f64> {
     Ok(sum)
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+/// The middle of some values, of which there must be one.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let (low, high) = ((values.len() - 1) / 2, values.len() / 2);

@@ -179,11 +179,11 @@ impl RestoredMemory {
         let Late { domain, populate } = &mut *late;
         let paging = Arc::new(Paging::begin(domain, &mut lock(populate), self.pages)?);
         assert!(self.span.set(None).is_ok(), "paging begins before anything is mapped");
-        let hold: Arc<dyn HoldBack> = Arc::<Paging>::clone(&paging);
+        let (hold, cost): (Arc<dyn HoldBack>, _) = (Arc::<Paging>::clone(&paging), paging.cost());
         assert!(self.paging.set(paging).is_ok(), "paging begins once");
         let id = self.domain;
         let stop = Box::new(move || Domain::open(id).and_then(|mut domain| domain.pause()).map_err(told));
-        Ok(Held { hold, stop })
+        Ok(Held { hold, stop, cost })
     }
 
     fn span(&self) -> Result<Option<&Arc<Span>>, GuestError> {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod common;
+mod cost;
 mod error;
 mod grants;
 mod hvm;
@@ -18,6 +19,7 @@ mod state;
 mod traits;
 
 pub use common::Domain;
+pub use cost::PagingCost;
 pub use error::DomainError;
 pub use hvm::{HvmSource, HvmTarget};
 pub use pages::BATCH_PAGES;

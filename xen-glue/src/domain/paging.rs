@@ -15,8 +15,8 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mover::bitmap::{Bitmap, SharedBitmap};
@@ -26,10 +26,10 @@ use mover::memory::GuestPage;
 use mover::units::{PAGE_BYTES, Pfn, usize_of};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::DomainError;
 use super::common::{Domain, LOG, fill_words};
 use super::lanes::{lock, told};
 use super::populate::Populate;
+use super::{DomainError, PagingCost};
 use crate::abi::paging::RING_PARAM;
 use crate::abi::{DomainId, EventChannels, HypercallBuffer, PagingEvent, PagingRing, Xen};
 
@@ -54,6 +54,7 @@ pub(super) struct Paging {
     holds: AtomicU64,
     claimed: AtomicU64,
     finished: AtomicBool,
+    cost: Arc<PagingCost>,
 }
 
 /// What hypercalls need.
@@ -124,7 +125,13 @@ impl Paging {
             holds: AtomicU64::new(0),
             claimed: AtomicU64::new(0),
             finished: AtomicBool::new(false),
+            cost: Arc::default(),
         })
+    }
+
+    /// What it costs.
+    pub(super) fn cost(&self) -> Arc<PagingCost> {
+        Arc::clone(&self.cost)
     }
 
     fn failed(&self, doing: &'static str) -> impl Fn(io::Error) -> GuestError {
@@ -205,6 +212,34 @@ impl Paging {
         })
     }
 
+    /// Pages `pfn` out; whether the hypervisor did.
+    fn page_out(&self, pfn: Pfn) -> Result<bool, GuestError> {
+        let mut calls = lock(&self.calls);
+        match calls.xen.page_nominate(self.domain, pfn.0) {
+            Ok(()) => match calls.xen.page_evict(self.domain, pfn.0) {
+                Ok(()) => Ok(true),
+                Err(_) => {
+                    self.take_back(&mut calls, pfn).map_err(self.failed("page a page in again"))?;
+                    Ok(false)
+                }
+            },
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(false),
+            Err(error) => Err(self.failed("page a page out")(error)),
+        }
+    }
+
+    /// Pages `pfn` in, with these bytes, unless the guest has given it back; whether it was still there.
+    fn page_in(&self, pfn: Pfn, page: GuestPage<'_>) -> Result<bool, GuestError> {
+        let mut calls = lock(&self.calls);
+        let Calls { xen, page: buffer } = &mut *calls;
+        page.copy_part_to(0, &mut buffer.as_mut_bytes()[..PAGE_BYTES]);
+        match xen.page_in(self.domain, pfn.0, Some(buffer)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(self.failed("page a page in")(error)),
+        }
+    }
+
     /// A nominated page that could not be evicted is the guest's again.
     fn take_back(&self, calls: &mut Calls, pfn: Pfn) -> io::Result<()> {
         match calls.xen.page_in(self.domain, pfn.0, None) {
@@ -231,20 +266,7 @@ impl HoldBack for Paging {
         true
     }
     fn hold_ahead(&self, pfn: Pfn) -> Result<bool, GuestError> {
-        let held = {
-            let mut calls = lock(&self.calls);
-            match calls.xen.page_nominate(self.domain, pfn.0) {
-                Ok(()) => match calls.xen.page_evict(self.domain, pfn.0) {
-                    Ok(()) => true,
-                    Err(_) => {
-                        self.take_back(&mut calls, pfn).map_err(self.failed("page a page in again"))?;
-                        false
-                    }
-                },
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => false,
-                Err(error) => return Err(self.failed("page a page out")(error)),
-            }
-        };
+        let held = self.cost.out.timed(|| self.page_out(pfn), |held| *held)?;
         if held {
             self.held.set(pfn.index());
             let holds = self.holds.fetch_add(1, SeqCst) + 1;
@@ -263,17 +285,7 @@ impl HoldBack for Paging {
         lock(&self.ring).given_up.pop_front()
     }
     fn release(&self, pfn: Pfn, page: GuestPage<'_>) -> Result<(), GuestError> {
-        {
-            let mut calls = lock(&self.calls);
-            let Calls { xen, page: buffer } = &mut *calls;
-            page.copy_part_to(0, &mut buffer.as_mut_bytes()[..PAGE_BYTES]);
-            match xen.page_in(self.domain, pfn.0, Some(buffer)) {
-                Ok(()) => {}
-                // The guest has given it back.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(error) => return Err(self.failed("page a page in")(error)),
-            }
-        }
+        self.cost.back.timed(|| self.page_in(pfn, page), |there| *there)?;
         self.answer(pfn)
     }
     fn wake(&self, pfn: Pfn) -> Result<(), GuestError> {

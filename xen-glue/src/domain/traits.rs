@@ -12,7 +12,7 @@ use mover::guest::{GuestMemory, HoldBack};
 use mover::memory::{GuestPage, PageBuf};
 use mover::units::{Pfn, usize_of};
 
-use super::{DomainError, FinalState, Frames, StaticState, Wiring};
+use super::{DomainError, FinalState, Frames, PagingCost, StaticState, Wiring};
 use crate::abi::Part;
 use crate::stream::{DomainHeader, GuestType, P2mFrames, PageEntry};
 
@@ -191,6 +191,8 @@ pub struct Held {
     pub hold: Arc<dyn HoldBack>,
     /// Stops the running guest, which keeps its memory.
     pub stop: Box<dyn FnMut() -> Result<(), GuestError> + Send>,
+    /// What it costs.
+    pub cost: Arc<PagingCost>,
 }
 
 /// A domain to be restored, created by the toolstack, without memory. It is the toolstack's to destroy if this fails.

@@ -2,9 +2,8 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use mover::error::{Error, GuestError};
@@ -21,7 +20,7 @@ use super::lingering::{GRACE, Lingering};
 use super::net::Quiet;
 use super::tally::Tally;
 use super::{SILENCE_MAX, disks};
-use crate::domain::Lazy;
+use crate::domain::{Lazy, PagingCost};
 use crate::stream::{LanesDone, Offer};
 
 /// A running engine, and what it says.
@@ -31,8 +30,8 @@ pub(crate) struct Arrival {
     go: SyncSender<()>,
     tally: Arc<Tally>,
     migration: MigrationId,
-    /// Pages are held back.
-    lazy: Arc<AtomicBool>,
+    /// What it costs to hold pages back, once they are.
+    held: Arc<OnceLock<Arc<PagingCost>>>,
 }
 
 /// The source knows that the domain could run.
@@ -75,12 +74,15 @@ impl Arrival {
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.engine.end().map(Started::Whole),
             }
-            let lazy = self.lazy.load(Ordering::SeqCst);
-            if lazy && started.is_some_and(|since: Instant| since.elapsed() >= GRACE) {
+            if let Some(cost) = self.held.get()
+                && started.is_some_and(|since: Instant| since.elapsed() >= GRACE)
+            {
+                let cost = Arc::clone(cost);
                 let Self { engine, words, migration, .. } = self;
                 let work = Box::new(move |each: &mut dyn FnMut(&Event)| {
                     words.iter().for_each(|event| each(&event));
-                    engine.end().map(|account| account_words(&account)).map_err(|error| error.to_string())
+                    let account = engine.end().map_err(|error| error.to_string())?;
+                    Ok(format!("{}; {cost}", account_words(&account)))
                 });
                 return Ok(Started::Draining(Lingering::new(migration, Role::Target, work)));
             }
@@ -120,15 +122,15 @@ pub(crate) fn arrive(
     let observer: Arc<dyn Observer> = Arc::new(HandedOn(say.clone(), std::convert::identity));
     let counted = Arc::clone(&tally);
     let token = Secret(offer.token);
-    let (held, told) = (Arc::new(AtomicBool::new(false)), MigrationId(offer.migration));
-    let holds = Arc::clone(&held);
+    let (held, told) = (Arc::new(OnceLock::new()), MigrationId(offer.migration));
+    let holding = Arc::clone(&held);
     let hang_ups = connections.iter().map(|connection| Arc::clone(&connection.hang_up)).collect();
     let engine = Engine::start(hang_ups, observer, move |around| {
         let life = Life { told_to_go, stop: None };
         let parts = Parts {
             acceptor: Box::new(Quiet::new(connections, &counted)),
             token,
-            host: Box::new(move |shape| host(shape, memory, lazy, &holds, life, &say)),
+            host: Box::new(move |shape| host(shape, memory, lazy, &holding, life, &say)),
             journal: Box::new(|_, _, _| {
                 let journal: Box<dyn Journal> = Box::new(Unrecorded);
                 Ok(journal)
@@ -142,7 +144,7 @@ pub(crate) fn arrive(
         };
         target::receive(parts, config, around)
     })?;
-    Ok(Arrival { engine, words, go, tally, migration: told, lazy: held })
+    Ok(Arrival { engine, words, go, tally, migration: told, held })
 }
 
 /// The guest that is there already, and its disks as far as they can be read here.
@@ -150,7 +152,7 @@ fn host(
     shape: &Shape,
     memory: Arc<dyn GuestMemory>,
     lazy: Lazy,
-    holds: &AtomicBool,
+    holding: &OnceLock<Arc<PagingCost>>,
     mut life: Life,
     say: &SyncSender<Event>,
 ) -> Result<Host, Error> {
@@ -172,7 +174,7 @@ fn host(
     }
     let lazy = match shape.lazy {
         true => lazy().map(|held| {
-            holds.store(true, Ordering::SeqCst);
+            holding.get_or_init(|| held.cost);
             life.stop = Some(held.stop);
             held.hold
         }),

@@ -237,3 +237,37 @@ fn silence_is_noticed_under_tls_too() {
     far.receiver.set_patience(Some(Duration::from_millis(100)));
     assert!(matches!(far.receiver.recv(&mut [0]), Err(NetError::Stalled { .. })));
 }
+
+/// The cipher that a real target and a dialler with or without instructions for AES settle on.
+fn settled(aes: bool) -> rustls::CipherSuite {
+    let identity = Identity::new().unwrap();
+    let provider = super::provider_for(aes);
+    let algorithms = provider.signature_verification_algorithms;
+    let pinned = super::Pinned { pin: identity.fingerprint(), algorithms };
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(std::sync::Arc::new(pinned))
+        .with_no_client_auth();
+    let mut near =
+        rustls::ClientConnection::new(super::asking(config), "target".try_into().unwrap()).unwrap();
+    let mut far = rustls::ServerConnection::new(identity.config()).unwrap();
+    while near.is_handshaking() || far.is_handshaking() {
+        let (mut there, mut back) = (Vec::new(), Vec::new());
+        near.write_tls(&mut there).unwrap();
+        far.read_tls(&mut there.as_slice()).unwrap();
+        far.process_new_packets().unwrap();
+        far.write_tls(&mut back).unwrap();
+        near.read_tls(&mut back.as_slice()).unwrap();
+        near.process_new_packets().unwrap();
+    }
+    near.negotiated_cipher_suite().unwrap().suite()
+}
+
+#[test]
+fn an_end_without_instructions_for_aes_gets_another_cipher() {
+    let quick = if super::has_aes() { "TLS13_AES_128_GCM_SHA256" } else { "TLS13_CHACHA20_POLY1305_SHA256" };
+    assert_eq!(settled(true).as_str(), Some(quick));
+    assert_eq!(settled(false).as_str(), Some("TLS13_CHACHA20_POLY1305_SHA256"));
+}

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the console is what it talks to")]
 
+mod beat;
 mod clock;
 mod disk;
 mod memory;
@@ -24,14 +25,17 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::beat::Beat;
 use crate::clock::Clock;
-use crate::disk::Disk;
+use crate::disk::{Disk, Files};
 use crate::memory::Share;
 use crate::options::Options;
 
 /// A thread's turn: it dirties its pages of the turn, verifies for its share of it, sleeps for the rest.
 const TURN: Duration = Duration::from_millis(20);
 const TURNS_PER_SECOND: u64 = 50;
+/// Between two reads of files out of the page cache. On a thread of its own: one that waits for the disk does not touch memory.
+const CACHED_EVERY: Duration = Duration::from_millis(100);
 /// Pages verified between two looks at the clock.
 const BATCH: usize = 8;
 
@@ -74,7 +78,7 @@ fn run() -> Result<(), String> {
     let processors =
         thread::available_parallelism().map_or(1, |count| u64::try_from(count.get()).unwrap_or(1));
     let options = Options::parse(&line, processors)?;
-    let mut disk = Disk::open(Path::new("/mnt"), options.files_mib)?;
+    let disk = Disk::open(Path::new("/mnt"), options.files_mib)?;
     let pages = (options.memory_mib << 20) / 4096;
     let per_thread = pages / options.threads;
     let board = Arc::new(Board {
@@ -95,7 +99,32 @@ fn run() -> Result<(), String> {
             }
         });
     }
-    count(&board, disk.as_mut(), per_thread * options.threads)
+    let (direct, cached) = disk.map(|disk| (disk.direct, disk.cached)).unzip();
+    if let Some(cached) = cached.filter(|files| !files.is_empty()) {
+        let board = Arc::clone(&board);
+        thread::spawn(move || {
+            if let Err(what) = read_cached(cached) {
+                board.accuse(what);
+            }
+        });
+    }
+    if options.beat_ms > 0 {
+        let (board, beat) = (Arc::clone(&board), Beat::open(Path::new("/dev/xvda"), options.beat_ms)?);
+        thread::spawn(move || {
+            if let Err(what) = beat.keep() {
+                board.accuse(what);
+            }
+        });
+    }
+    count(&board, direct, per_thread * options.threads)
+}
+
+/// Reads files out of the page cache, without end.
+fn read_cached(mut cached: Files) -> Result<(), String> {
+    loop {
+        thread::sleep(CACHED_EVERY);
+        cached.verify()?;
+    }
 }
 
 /// A thread's life: dirty, verify, sleep.
@@ -123,11 +152,11 @@ fn keep(share: &mut Share, thread: usize, options: &Options, board: &Board) -> R
 }
 
 /// The count on the console, once a second, for as long as all is well.
-fn count(board: &Board, mut disk: Option<&mut Disk>, pages: u64) -> Result<(), String> {
+fn count(board: &Board, mut disk: Option<Files>, pages: u64) -> Result<(), String> {
     let mut reads = 0;
     for number in 1_u64.. {
         thread::sleep(Duration::from_secs(1));
-        if let Some(disk) = disk.as_deref_mut() {
+        if let Some(disk) = &mut disk {
             disk.verify()?;
             reads += 1;
         }

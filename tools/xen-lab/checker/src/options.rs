@@ -15,6 +15,8 @@ pub(crate) struct Options {
     pub(crate) duty_percent: u64,
     /// Threads that hold and check memory, one share each (`check.threads`).
     pub(crate) threads: u64,
+    /// Milliseconds between two beats on the disk's last block; 0 for none (`check.beat`).
+    pub(crate) beat_ms: u64,
 }
 
 impl Options {
@@ -27,6 +29,7 @@ impl Options {
             files_mib: 0,
             duty_percent: 20,
             threads: processors,
+            beat_ms: 0,
         };
         for word in line.split_whitespace() {
             let Some((name, value)) = word.strip_prefix("check.").and_then(|rest| rest.split_once('='))
@@ -41,6 +44,7 @@ impl Options {
                 "files" => options.files_mib = number,
                 "duty" => options.duty_percent = number.clamp(1, 100),
                 "threads" => options.threads = number.clamp(1, 64),
+                "beat" => options.beat_ms = number,
                 _ => return Err(format!("`{word}`: there is no such option")),
             }
         }

@@ -25,8 +25,6 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
         add("lazy-is-refer-without-paging", Tier::All, Box::new(not_lazy));
         return tests;
     }
-    add("lazy-pvh", Tier::All, Box::new(lazy));
-    add("lazy-is-ended", Tier::All, Box::new(ended));
     add("plain-hvm", Tier::All, Box::new(|lab| plain(lab, Kind::Hvm)));
     add("pv-keeps-to-the-stream", Tier::All, Box::new(pv));
     add("to-stock", Tier::All, Box::new(to_stock));
@@ -37,7 +35,8 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
     tests
 }
 
-fn migration(mode: &str, target: Helper) -> Migration {
+/// Ours at the source, in this mode at both ends.
+pub(super) fn migration(mode: &str, target: Helper) -> Migration {
     let environment = format!("PAGEFERRY_MODE={mode}");
     Migration { environment, ..Migration::new(Helper::Ours, target) }
 }
@@ -106,90 +105,6 @@ fn refer(lab: &Lab) -> Result<()> {
         bail!("there is no index on host 2:\n{}", back.text());
     }
     ends(lab, &guest, 1)
-}
-
-/// What the target's host may read of the shared disk while a guest restarts early, bytes a second: a tenth of what it reads
-/// else, so that pages are outstanding for some seconds.
-const SLOW_DISK: u64 = 1 << 20;
-/// Where each end writes down how its drain went.
-const DRAINS: &str = "/var/log/xen/pageferry.log";
-
-/// A guest that has read files, moved to host 2 whose disk is slow, and running there with pages outstanding.
-fn restarted_early(lab: &Lab, guest: &Guest) -> Result<Report> {
-    lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
-    let before = guest.create(lab.host(1))?;
-    for number in 1..=2 {
-        lab.host(number).run(&format!("rm -f {DRAINS}"))?;
-    }
-    lab.set_disk_rate(2, SLOW_DISK)?;
-    let report = lab.try_migrate(guest, 1, &migration("lazy", Helper::Ours));
-    let report = report.and_then(|report| match report.source.code {
-        0 => Ok(report),
-        _ => bail!("the migration failed:\n{}", report.text()),
-    });
-    let running = report.and_then(|report| {
-        let text = (report.source.text(), report.target.text());
-        if !text.0.contains("this host is needed") || !text.1.contains("pages of it are outstanding") {
-            bail!("no pages were outstanding when the guest restarted:\n{}", report.text());
-        }
-        guest.counts_on(lab.host(2), before)?;
-        Ok(report)
-    });
-    if running.is_err() {
-        lab.set_disk_rate(2, 0)?;
-    }
-    running
-}
-
-/// The number before `words` in what the drain on `host` came to.
-fn drained(lab: &Lab, host: usize, words: &str) -> Result<u64> {
-    let text = lab.host(host).run(&format!("cat {DRAINS}"))?;
-    let line = text.lines().find(|line| line.contains(": done. "));
-    let found = line.and_then(|line| line.split_once(words)?.0.split_whitespace().next_back()?.parse().ok());
-    found.with_context(|| format!("nothing on host {host} says how many{words}:\n{text}"))
-}
-
-/// A guest restarts before its pages are there, gets them over the hypervisor's ring, and is whole in the end.
-fn lazy(lab: &Lab) -> Result<()> {
-    let guest = Guest { vcpus: 2, memory_mib: 192, files_mib: 32, ..Guest::small(Kind::Pvh) };
-    let report = restarted_early(lab, &guest)?;
-    let needed = [1, 2].map(|number| lab.host(number).run(&format!("{PROGRAM} status")));
-    // The checker reads the files again; what it waits for comes first. Then the disk is as fast as ever.
-    std::thread::sleep(std::time::Duration::from_secs(5));
-    lab.set_disk_rate(2, 0)?;
-    for (number, said) in (1..).zip(needed) {
-        if !said?.contains("guest runs") {
-            eprintln!("    host {number} was through before it was asked");
-        }
-        lab.host(number).run_within(&format!("{PROGRAM} status --wait"), crate::wait::limit(240))?;
-    }
-    let outstanding = drained(lab, 2, " pages were outstanding")?;
-    let faults = drained(lab, 2, " accesses to them answered")?;
-    eprintln!("    {outstanding} pages were outstanding, {faults} accesses to them were answered");
-    if outstanding < 500 || faults == 0 {
-        bail!(
-            "{outstanding} pages outstanding and {faults} accesses to them are too few:\n{}",
-            report.text()
-        );
-    }
-    left::nothing(lab, Helper::Ours)?;
-    // Whole, it can go back, and by any helper.
-    let count = guest.counts_on(lab.host(2), crate::guest::Count::default())?;
-    guest.verifies_all(lab.host(2), count)?;
-    guest.destroy(lab.host(2))
-}
-
-/// A guest that is destroyed while its pages are outstanding is gone, and nothing waits for it.
-fn ended(lab: &Lab) -> Result<()> {
-    let guest = Guest { vcpus: 2, memory_mib: 192, files_mib: 32, ..Guest::small(Kind::Pvh) };
-    restarted_early(lab, &guest)?;
-    let destroyed = guest.destroy(lab.host(2));
-    lab.set_disk_rate(2, 0)?;
-    destroyed?;
-    for number in 1..=2 {
-        lab.host(number).run_within(&format!("{PROGRAM} status --wait"), crate::wait::limit(240))?;
-    }
-    left::nothing(lab, Helper::Ours)
 }
 
 /// Where the hypervisor pages nothing, all is loaded before the restart, and a line says why.

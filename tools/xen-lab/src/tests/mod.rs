@@ -1,5 +1,6 @@
 //! The lab's tests: functions with a name, a tier, and the hosts they need.
 
+mod drain;
 mod dropin;
 mod faults;
 mod ferry;
@@ -140,9 +141,9 @@ impl Test {
 fn all() -> Vec<Test> {
     let of = |pair: Pair| {
         let broad = if pair.is_broad() {
-            [library::tests(pair), libvirt::tests(pair), faults::tests(pair)]
+            [library::tests(pair), libvirt::tests(pair), faults::tests(pair), drain::tests(pair)]
         } else {
-            [const { vec![] }; 3]
+            [const { vec![] }; 4]
         };
         [stock::tests(pair), dropin::tests(pair), ferry::tests(pair)].into_iter().chain(broad)
     };
