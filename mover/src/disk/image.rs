@@ -129,7 +129,12 @@ impl ImageDisks {
             return 0;
         }
         let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
-        seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec)
+        #[allow(
+            clippy::useless_conversion,
+            reason = "signed where rustix asks libc: under miri and sanitizers"
+        )]
+        let nanoseconds = u64::try_from(stat.st_mtime_nsec).unwrap_or(0);
+        seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
     }
 
     /// The path of `disk` on this host.
