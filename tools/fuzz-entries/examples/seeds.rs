@@ -20,8 +20,9 @@ use mover::wire::hello::{Hello, MigrationId, Purpose, Secret, Verdict, Welcome};
 use mover::wire::knock;
 use xen_glue::helper::{self, Level, Note};
 use xen_glue::stream::{
-    DomainHeader, GuestType, HvmParam, Lanes, LanesDone, OFFER, OPTIONAL, Offer as LaneOffer, PageEntry,
-    PageType, TscInfo, Writer,
+    DOMAIN_HEADER_BYTES, DomainHeader, Emulator, GuestType, HvmParam, IMAGE_HEADER_BYTES, Lanes, LanesDone,
+    LibxlRecord, OFFER, OPTIONAL, Offer as LaneOffer, P2mFrames, PageEntry, PageType, PvWidth, TscInfo,
+    VcpuKind, Writer, XlHeader, libxl_header,
 };
 
 fn put(entry: &str, name: &str, bytes: &[u8]) {
@@ -40,6 +41,9 @@ fn main() {
     }
     put("xen_stream", "hvm", &hvm());
     put("xen_stream", "lanes", &lanes());
+    put("xen_stream", "pv", &pv());
+    put("xen_stream", "version-2", &version_2());
+    put("xen_stream", "file", &file(&hvm()));
     put("offer", "pinned", &offer(Some([3; 32])).encode());
     put("offer", "clear", &offer(None).encode());
     helper();
@@ -138,10 +142,72 @@ fn hvm() -> Vec<u8> {
     writer.optional(OPTIONAL | 0x50001, b"an offer").unwrap();
     let pages: Vec<_> = (0..2).map(|pfn| PageEntry::new(Pfn(pfn), PageType::Normal)).collect();
     writer.page_data(&pages, &[IoSlice::new(&[7; 8192])]).unwrap();
-    writer.tsc_info(TscInfo { mode: 2, khz: 2_400_000, nsec: 123, incarnation: 3 }).unwrap();
+    writer.tsc_info(TSC).unwrap();
     writer.hvm_context(&[9; 101]).unwrap();
     writer.hvm_params(&[HvmParam { index: 1, value: 0xfeff_c000 }]).unwrap();
     writer.end().unwrap()
+}
+
+const TSC: TscInfo = TscInfo { mode: 2, khz: 2_400_000, nsec: 123, incarnation: 3 };
+
+/// Page tables of every level, two virtual CPUs with all that one may have, and pages sent once more to be compared.
+fn pv() -> Vec<u8> {
+    let domain = DomainHeader { guest: GuestType::Pv, xen_major: 4, xen_minor: 20 };
+    let mut writer = Writer::start(Vec::new(), domain).unwrap();
+    writer.pv_info(PvWidth::Bits64).unwrap();
+    writer.static_data_end().unwrap();
+    writer.p2m_frames(&P2mFrames { start: 0, end: 1023, frames: vec![40, 41] }).unwrap();
+    let tables = (1..=4).flat_map(|level| [false, true].map(|pinned| PageType::Table { level, pinned }));
+    let others = [PageType::AllocateOnly, PageType::Broken, PageType::Invalid];
+    let entries: Vec<_> =
+        tables.chain(others).zip(3..).map(|(kind, pfn)| PageEntry::new(Pfn(pfn), kind)).collect();
+    writer.page_data(&entries, &[IoSlice::new(&[5; 8 * 4096])]).unwrap();
+    writer.verify().unwrap();
+    let one = [PageEntry::new(Pfn(3), PageType::Table { level: 1, pinned: false })];
+    writer.page_data(&one, &[IoSlice::new(&[5; 4096])]).unwrap();
+    writer.tsc_info(TSC).unwrap();
+    writer.shared_info(&[6; 4096]).unwrap();
+    for vcpu in 0..2 {
+        writer.vcpu(VcpuKind::Basic, vcpu, &[1; 5168]).unwrap();
+        writer.vcpu(VcpuKind::Extended, vcpu, &[2; 128]).unwrap();
+        writer.vcpu(VcpuKind::Xsave, vcpu, &[3; 835]).unwrap();
+        writer.vcpu(VcpuKind::Msrs, vcpu, &[4; 32]).unwrap();
+    }
+    writer.end().unwrap()
+}
+
+/// As Xen 4.13 and before wrote it: nothing is said to be static.
+fn version_2() -> Vec<u8> {
+    let domain = DomainHeader { guest: GuestType::Hvm, xen_major: 4, xen_minor: 13 };
+    let mut writer = Writer::start(Vec::new(), domain).unwrap();
+    writer.static_data_end().unwrap();
+    writer.page_data(&[PageEntry::new(Pfn(0), PageType::Normal)], &[IoSlice::new(&[0; 4096])]).unwrap();
+    writer.tsc_info(TSC).unwrap();
+    writer.hvm_context(&[9; 101]).unwrap();
+    writer.hvm_params(&[HvmParam { index: 1, value: 0xfeff_c000 }]).unwrap();
+    let mut bytes = writer.end().unwrap();
+    // The version's last byte, and the marker behind the headers.
+    bytes[15] = 2;
+    let headers = IMAGE_HEADER_BYTES + DOMAIN_HEADER_BYTES;
+    bytes.drain(headers..headers + 8);
+    bytes
+}
+
+/// A file as `xl save` writes it, around `libxc`.
+fn file(libxc: &[u8]) -> Vec<u8> {
+    let emulator = Emulator { id: 2, index: 0 };
+    let keys = b"physmap/1/start_addr\0f0000000\0".to_vec();
+    let behind = [
+        LibxlRecord::EmulatorXenstoreData { emulator, data: keys },
+        LibxlRecord::EmulatorContext { emulator, data: vec![0x51; 77] },
+        LibxlRecord::End,
+    ];
+    let mut out = XlHeader { json: true, libxl: true, config: b"{\"name\":\"one\"}".to_vec() }.encode();
+    out.extend(libxl_header());
+    out.extend(LibxlRecord::LibxcContext.encode());
+    out.extend(libxc);
+    behind.iter().for_each(|record| out.extend(record.encode()));
+    out
 }
 
 fn offer(fingerprint: Option<[u8; 32]>) -> LaneOffer {
@@ -157,7 +223,7 @@ fn lanes() -> Vec<u8> {
     writer.optional(OFFER, &offer(Some([3; 32])).encode()).unwrap();
     writer.lanes(&Lanes { migration: [1; 16], pages: 1000, populated: vec![0..600, 700..1000] }).unwrap();
     writer.lanes_done(&LanesDone { frames: 12, version: 34, round: 5, digest: [6; 32] }).unwrap();
-    writer.tsc_info(TscInfo { mode: 2, khz: 2_400_000, nsec: 123, incarnation: 3 }).unwrap();
+    writer.tsc_info(TSC).unwrap();
     writer.hvm_context(&[9; 101]).unwrap();
     writer.hvm_params(&[HvmParam { index: 1, value: 0xfeff_c000 }]).unwrap();
     writer.end().unwrap()

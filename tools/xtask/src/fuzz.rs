@@ -2,14 +2,15 @@
 //! their corpora hold is tried by a test as well (`tools/fuzz-entries/tests/corpus.rs`), on every compiler.
 
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::ci::skipped;
-use crate::run;
+use crate::{nightly, run};
 
 /// Where they stand.
-const HOME: &str = "tools/fuzz";
+pub(crate) const HOME: &str = "tools/fuzz";
 /// Seconds a decoder in the step.
 const STEP_SECONDS: u64 = 6;
 /// Memory a fuzzer may take, in MiB: decoders promise to take little.
@@ -25,12 +26,11 @@ pub(crate) fn run(name: Option<&str>, seconds: u64) -> Result<()> {
     for name in chosen {
         println!("fuzzing {name} for {seconds} s");
         // What it finds worth keeping goes into the first directory; seeds are only read.
-        let found = run::root()?.join("target/fuzz-corpus").join(name);
+        let found = found(name)?;
         fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
-        // By name: rustup's proxy, which knows `+nightly`; the cargo that runs us does not.
-        let mut command = run::command("cargo")?;
+        let mut command = nightly::cargo("fuzz")?;
         command
-            .args(["+nightly", "fuzz", "run", "--fuzz-dir", HOME, name.as_str()])
+            .args(["fuzz", "run", "--fuzz-dir", HOME, name.as_str()])
             .arg(&found)
             .arg(format!("{HOME}/corpus/{name}"))
             .arg("--")
@@ -42,8 +42,6 @@ pub(crate) fn run(name: Option<&str>, seconds: u64) -> Result<()> {
                 "-print_final_stats=1".to_owned(),
                 "-verbosity=1".to_owned(),
             ]);
-        // Chosen for us, not for it.
-        command.env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTC").env_remove("CARGO");
         run::succeed(&mut command).with_context(|| {
             format!(
                 "{name}: what it fell over is in {HOME}/artifacts/{name}; into its corpus with it once mended"
@@ -51,6 +49,11 @@ pub(crate) fn run(name: Option<&str>, seconds: u64) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Where what fuzzing `name` found worth keeping is.
+pub(crate) fn found(name: &str) -> Result<PathBuf> {
+    Ok(run::root()?.join("target/fuzz-corpus").join(name))
 }
 
 /// The same, shortly, where the tools are there.
@@ -66,11 +69,7 @@ fn missing() -> Option<String> {
     if !run::in_path("cargo-fuzz") && !cargo_home_has("cargo-fuzz") {
         return Some("cargo-fuzz is not there; `cargo install cargo-fuzz` gets it".to_owned());
     }
-    let nightly =
-        run::command("rustc").and_then(|mut rustc| run::output(rustc.args(["+nightly", "--version"])));
-    nightly
-        .err()
-        .map(|_| "there is no nightly compiler; `rustup toolchain install nightly` gets one".to_owned())
+    nightly::missing(&[])
 }
 
 fn cargo_home_has(program: &str) -> bool {
@@ -79,7 +78,7 @@ fn cargo_home_has(program: &str) -> bool {
 }
 
 /// The fuzzers' names.
-fn names() -> Result<Vec<String>> {
+pub(crate) fn names() -> Result<Vec<String>> {
     let directory = run::root()?.join(HOME).join("fuzz_targets");
     let mut names = Vec::new();
     for file in fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))? {

@@ -6,12 +6,14 @@
 
 mod bench_step;
 mod ci;
+mod coverage;
 mod dependencies;
 mod fuzz;
 mod lab_step;
 mod lexer;
 mod models;
 mod mutants;
+mod nightly;
 mod package;
 mod rules;
 mod run;
@@ -70,6 +72,9 @@ enum Command {
         /// How long each.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+        /// Feed nothing new: a table of what of each decoder's code the corpora reach.
+        #[arg(long, conflicts_with = "seconds")]
+        coverage: bool,
     },
     /// A Debian package in target/package, of a release build.
     Package {
@@ -111,7 +116,8 @@ fn package(check: bool) -> Result<()> {
 fn main() -> ExitCode {
     let outcome: Result<()> = match Cli::parse().command {
         Command::Ci { no_install, only } => ci::run(no_install, &only),
-        Command::Fuzz { name, seconds } => fuzz::run(name.as_deref(), seconds),
+        Command::Fuzz { name, coverage: true, .. } => coverage::run(name.as_deref()),
+        Command::Fuzz { name, seconds, .. } => fuzz::run(name.as_deref(), seconds),
         Command::Faults { arguments } => trials::run(&[vec!["faults".to_owned()], arguments].concat()),
         Command::Package { check } => package(check),
         Command::Load { arguments } => trials::run(&arguments),

@@ -26,14 +26,18 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Result<Command> {
 pub(crate) fn cargo<const N: usize>(arguments: [&str; N]) -> Result<Command> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = command(cargo)?;
-    // `cargo run` sets these for us; a nested cargo would take them for its own package's.
+    forget_ours(&mut command);
+    command.args(arguments);
+    Ok(command)
+}
+
+/// `cargo run` sets these for us; a nested cargo would take them for its own package's.
+pub(crate) fn forget_ours(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST")) {
             command.env_remove(name);
         }
     }
-    command.args(arguments);
-    Ok(command)
 }
 
 /// How a command reads in a message.
