@@ -12,8 +12,9 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use mover::process::launch;
 
+use crate::demo::Link;
 use crate::report::{Report, Section, Verdict};
-use crate::suite::{self, Context, Link, Suite};
+use crate::suite::{self, Context, Suite};
 use crate::{machine, page, worker};
 
 /// Measures the engine against plain references and its own limits.

@@ -8,9 +8,11 @@
 
 pub mod buffer;
 pub mod command;
+pub mod demo;
 pub mod fio;
 pub mod idle;
 pub mod machine;
+pub mod onlooker;
 pub mod page;
 pub mod program;
 pub mod qemu;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::machine::Machine;
-use crate::stats::Figure;
+use crate::stats::{Figure, Runs};
 
 /// What a figure has to keep.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
@@ -65,6 +65,16 @@ impl Row {
             outcome: Outcome::Figure(figure),
             limit: None,
         }
+    }
+
+    /// The figure of these runs; an empty cell if one of them gave no number (of a part of nothing, say).
+    #[must_use]
+    pub fn of(case: &str, what: &str, unit: &'static str, runs: impl IntoIterator<Item = f64>) -> Self {
+        let values: Vec<f64> = runs.into_iter().collect();
+        if values.is_empty() || !values.iter().all(|value| value.is_finite()) {
+            return Self::missing(case, what, unit, "there was nothing to hold it against");
+        }
+        Self::new(case, what, unit, values.into_iter().collect::<Runs>().figure())
     }
 
     /// A figure that can't be had here, and why.

@@ -4,6 +4,7 @@ mod bare;
 mod bell;
 mod clean;
 mod disk;
+mod limits;
 mod link;
 mod load;
 mod micro;
@@ -17,8 +18,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-pub use modes::Link;
-
+use crate::demo::Link;
 use crate::report::Row;
 
 /// What every suite is given.
@@ -61,7 +61,7 @@ pub trait Suite {
 }
 
 /// What `--quick` runs where no suite is named.
-pub const QUICK: [&str; 4] = ["stream", "load", "clean-round", "modes"];
+pub const QUICK: [&str; 5] = ["stream", "load", "clean-round", "modes", "limits"];
 /// The workloads it goes through.
 pub const QUICK_WORKLOADS: [&str; 2] = ["remote-desktop", "overwrite-storm"];
 
@@ -73,6 +73,7 @@ pub fn all() -> Vec<Box<dyn Suite>> {
         Box::new(load::Load),
         Box::new(clean::Clean),
         Box::new(modes::Modes),
+        Box::new(limits::Limits),
         Box::new(peers::Peers),
         Box::new(scale::Scale),
         Box::new(micro::Micro),

@@ -5,18 +5,21 @@
 //! The bounds of `lazy`: what the slower of link and disk needs for what it carried, the total time of `plain`, and
 //! the downtime of `plain`; over all workloads, the mean of its total time against `stock`'s and against `plain`'s, and
 //! the best. They are asked for at 1 Gbit/s; on faster links the same figures are told. The demonstration compares every page; the time that takes is not in its figures.
+//!
+//! How the guest fared: its work a second while it moves (downtime included) and behind it as parts of what it was before,
+//! and what half and 99 of 100 of its page accesses stayed under, each with the content check and the filling that the
+//! guest does in one. `lazy`'s bytes over the link are held against what no disk holds and no page repeats.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
-
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use mover::limits::READ_DEPTH;
 use mover::report::{Mode, Summary};
 use mover::units::{f64_of, u64_of};
 
 use super::disk::{MIXED, image};
 use super::{Context, Suite};
+use crate::demo::{Demo, Link, Moved};
 use crate::fio;
+use crate::onlooker::Fared;
 use crate::program;
 use crate::report::{Limit, Row};
 use crate::stats::Runs;
@@ -32,42 +35,6 @@ const WORKLOADS: [&str; 8] = [
     "memory-hog",
     "overwrite-storm",
 ];
-/// Part of a link's bits that TCP's payload is: 1448 of every 1514 bytes on the wire.
-const PAYLOAD: f64 = 1448.0 / 1514.0;
-
-/// A link that guests are moved over.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub enum Link {
-    /// 1 Gbit/s, between two network namespaces.
-    #[value(name = "1gbit")]
-    One,
-    /// 10 Gbit/s, likewise.
-    #[value(name = "10gbit")]
-    Ten,
-    /// The loopback, as fast as it is.
-    Unshaped,
-}
-
-impl Link {
-    /// As it is called on the command line and in cases.
-    fn name(self) -> &'static str {
-        match self {
-            Self::One => "1gbit",
-            Self::Ten => "10gbit",
-            Self::Unshaped => "unshaped",
-        }
-    }
-
-    /// Bytes of TCP payload a second; none if it is not shaped.
-    fn bytes_per_second(self) -> Option<f64> {
-        match self {
-            Self::One => Some(1e9 / 8.0 * PAYLOAD),
-            Self::Ten => Some(1e10 / 8.0 * PAYLOAD),
-            Self::Unshaped => None,
-        }
-    }
-}
-
 /// The suite.
 pub(crate) struct Modes;
 
@@ -94,9 +61,16 @@ impl Suite for Modes {
             let mut all = Vec::new();
             for workload in WORKLOADS.into_iter().filter(|name| wanted(name)) {
                 eprintln!("  {workload}, {}", link.name());
-                let runs: Vec<Run> = (0..context.runs)
-                    .map(|_| demo(&program, workload, memory, *link, &context.scratch))
-                    .collect::<Result<_>>()?;
+                let demo = Demo {
+                    program: &program,
+                    workload,
+                    memory,
+                    link: *link,
+                    modes: &Mode::ALL,
+                    more: &[],
+                    directory: &context.scratch,
+                };
+                let runs: Vec<Run> = (0..context.runs).map(|_| demo.run().map(Run)).collect::<Result<_>>()?;
                 rows.extend(judge(workload, &runs, disk, *link));
                 all.push(runs);
             }
@@ -109,49 +83,22 @@ impl Suite for Modes {
 }
 
 /// The four modes' results of one demonstration.
-struct Run(Vec<Summary>);
+struct Run(Vec<Moved>);
 
 impl Run {
+    fn moved(&self, mode: Mode) -> &Moved {
+        let mut all = self.0.iter();
+        all.find(|moved| moved.summary.mode == mode.name()).expect("a demonstration tells of every mode")
+    }
+
     fn of(&self, mode: Mode) -> &Summary {
-        self.0.iter().find(|summary| summary.mode == mode.name()).expect("demo() has looked for all modes")
+        &self.moved(mode).summary
     }
 
     /// Total time of `lazy` against that of another mode.
     fn lazy_to(&self, mode: Mode) -> f64 {
         self.of(Mode::Lazy).total_ms / self.of(mode).total_ms
     }
-}
-
-fn demo(program: &Path, workload: &str, memory: &str, link: Link, directory: &Path) -> Result<Run> {
-    let mut command = Command::new(program);
-    command.args(["demo", "--json", "--quiet", "--plaintext", "--watch", "0s"]);
-    if link != Link::Unshaped {
-        command.args(["--link", link.name()]);
-    }
-    let output = command
-        .args(["--workload", workload, "--memory", memory, "--dir"])
-        .arg(directory)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("cannot run {}", program.display()))?;
-    if !output.status.success() {
-        bail!("pageferry demo with workload {workload} ended with {}; its reason is above", output.status);
-    }
-    let summaries: Vec<Summary> = String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .map(serde_json::from_str)
-        .collect::<Result<_, _>>()
-        .context("pageferry demo's JSON is not a summary a line")?;
-    for mode in Mode::ALL {
-        let Some(summary) = summaries.iter().find(|summary| summary.mode == mode.name()) else {
-            bail!("pageferry demo told nothing of mode {}", mode.name());
-        };
-        if summary.mismatched_pages != 0 || summary.verified_pages != summary.guest_bytes / 4096 {
-            bail!("mode {}, {workload}: not every page was right: {summary:?}", mode.name());
-        }
-    }
-    Ok(Run(summaries))
 }
 
 /// A limit where it is asked for: at 1 Gbit/s.
@@ -192,6 +139,7 @@ fn judge(workload: &str, runs: &[Run], disk: f64, link: Link) -> Vec<Row> {
     rows.push(asked(row, link, Limit::AtMost(if workload == "remote-desktop" { 0.45 } else { 1.02 })));
     let row = Row::new(&case, "lazy / stock", "", figure(&|run| run.lazy_to(Mode::Stock)));
     rows.push(if workload == "remote-desktop" { asked(row, link, Limit::AtMost(0.35)) } else { row });
+    rows.extend(fared(&case, runs, link));
     type Take = fn(&Summary) -> u64;
     let source: Take = |lazy| lazy.extra_memory_source_bytes;
     let target: Take = |lazy| lazy.extra_memory_target_bytes;
@@ -205,6 +153,35 @@ fn judge(workload: &str, runs: &[Run], disk: f64, link: Link) -> Vec<Row> {
         let what = format!("memory beyond the guest / allowed, {end}");
         rows.push(Row::new(&case, &what, "", figure(&share)).limited(Limit::AtMost(1.0)));
     }
+    rows
+}
+
+/// How the guest fared in each mode, and how little went over the link.
+fn fared(case: &str, runs: &[Run], link: Link) -> Vec<Row> {
+    type Take = fn(&Fared) -> f64;
+    let figures: [(&str, &'static str, Take); 8] = [
+        ("guest's work meanwhile / before", "", |fared| fared.work_during / fared.work_before),
+        ("guest's work behind / before", "", |fared| fared.work_after / fared.work_before),
+        ("p50 of accesses before", "µs", |fared| fared.access_before.p50_us),
+        ("p50 of accesses meanwhile", "µs", |fared| fared.access_during.p50_us),
+        ("p50 of accesses behind", "µs", |fared| fared.access_after.p50_us),
+        ("p99 of accesses before", "µs", |fared| fared.access_before.p99_us),
+        ("p99 of accesses meanwhile", "µs", |fared| fared.access_during.p99_us),
+        ("p99 of accesses behind", "µs", |fared| fared.access_after.p99_us),
+    ];
+    let mut rows = Vec::new();
+    for (what, unit, take) in figures {
+        for mode in Mode::ALL {
+            let values = runs.iter().map(|run| take(&run.moved(mode).fared));
+            rows.push(Row::of(case, &format!("{what}, {}", mode.name()), unit, values));
+        }
+    }
+    let least = |run: &Run| {
+        let Moved { summary, fared } = run.moved(Mode::Lazy);
+        f64_of(summary.link_bytes) / f64_of(fared.least_link_bytes)
+    };
+    let row = Row::of(case, "over the link / on no disk and unrepeated, lazy", "", runs.iter().map(least));
+    rows.push(asked(row, link, Limit::AtMost(1.10)));
     rows
 }
 

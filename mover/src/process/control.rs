@@ -233,6 +233,9 @@ pub struct Status {
     pub work: Work,
     /// Access times since this process took it up.
     pub access: AccessTimes,
+    /// Of these, how long was waited for pages that were not there while some were held back.
+    #[serde(default)]
+    pub waits: AccessTimes,
     /// Pages checked in this process, by the scrubber, by accesses and on demand.
     pub pages_checked: u64,
     /// Times the scrubber went through all of memory in this process.
@@ -264,16 +267,42 @@ pub struct Work {
     pub disk_errors: u64,
 }
 
-/// A histogram of how long an access to a page took: bucket n counts those of 2^n up to 2^(n+1) nanoseconds.
+/// A histogram of how long an access to a page took, eight buckets to a power of two: bucket 8k + m counts those from
+/// (8 + m) * 2^k / 8 nanoseconds on, up to where the next begins.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct AccessTimes {
-    /// Counts by power of two.
+    /// Counts, up to the last that is not zero.
     pub buckets: Vec<u64>,
     /// All time in accesses, nanoseconds.
     pub total_ns: u64,
 }
 
 impl AccessTimes {
+    /// Buckets there can be: up to 2^40 ns, 18 minutes.
+    pub const BUCKETS: usize = 8 * 40;
+
+    /// The bucket of an access that took so many nanoseconds.
+    #[must_use]
+    pub fn bucket(ns: u64) -> usize {
+        let (ns, limit) = (ns.max(1), (1 << 40) - 1);
+        let power = ns.min(limit).ilog2();
+        let eighths = (u128::from(ns.min(limit)) * 8) >> power;
+        crate::units::usize_of(u64::from(power) * 8 + u64::try_from(eighths & 7).unwrap_or(0))
+    }
+    /// Where a bucket ends, in nanoseconds, rounded up.
+    fn end_ns(bucket: usize) -> u64 {
+        let (power, eighth) = (bucket / 8, crate::units::u64_of(bucket % 8));
+        ((8 + eighth + 1) << power.min(50)).div_ceil(8)
+    }
+    /// This and `other` counted together.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        let count = |times: &Self, n: usize| times.buckets.get(n).copied().unwrap_or(0);
+        let buckets = (0..self.buckets.len().max(other.buckets.len()))
+            .map(|n| count(self, n) + count(other, n))
+            .collect();
+        Self { buckets, total_ns: self.total_ns + other.total_ns }
+    }
     /// Accesses counted.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -298,7 +327,7 @@ impl AccessTimes {
             seen += n;
             *n > 0 && crate::units::f64_of(seen) >= wanted
         })?;
-        u32::try_from(at + 1).ok().map(|bits| 1u64.checked_shl(bits).unwrap_or(u64::MAX))
+        Some(Self::end_ns(at))
     }
 }
 
@@ -323,13 +352,29 @@ mod tests {
 
     #[test]
     fn quantiles_name_the_upper_bound_of_their_bucket() {
-        let times = AccessTimes { buckets: vec![0, 0, 98, 0, 1, 1], total_ns: 0 };
-        assert_eq!(times.quantile_ns(0.5), Some(8));
-        assert_eq!(times.quantile_ns(0.99), Some(32));
-        assert_eq!(times.quantile_ns(1.0), Some(64));
+        let mut times = AccessTimes { buckets: vec![0; AccessTimes::BUCKETS], total_ns: 0 };
+        for (ns, count) in [(1000, 98), (4000, 1), (400_000, 1)] {
+            times.buckets[AccessTimes::bucket(ns)] += count;
+        }
+        // Of 512 to 1024 the eighths are 64 long, of 2048 to 4096 they are 256, of 262,144 on 32,768.
+        assert_eq!(times.quantile_ns(0.5), Some(1024));
+        assert_eq!(times.quantile_ns(0.99), Some(4096));
+        assert_eq!(times.quantile_ns(1.0), Some(262_144 + 5 * 32_768));
         assert_eq!(AccessTimes::default().quantile_ns(0.5), None);
-        let later = AccessTimes { buckets: vec![0, 0, 98, 0, 1, 4], total_ns: 9 };
-        assert_eq!(later.since(&times).buckets, [0, 0, 0, 0, 0, 3]);
+        let few = |counts: &[u64], total_ns| AccessTimes { buckets: counts.to_vec(), total_ns };
+        let (early, late) = (few(&[0, 98, 1], 5), few(&[0, 98, 1, 0, 3], 9));
+        assert_eq!(late.since(&early), few(&[0, 0, 0, 0, 3], 4));
+        assert_eq!(early.plus(&few(&[1, 2, 0, 4], 2)), few(&[1, 100, 1, 4], 7));
+    }
+
+    #[test]
+    fn every_time_lies_below_its_buckets_end_and_not_below_the_one_before() {
+        for ns in (0..40).flat_map(|power| [1u64 << power, (1 << power) * 3 / 2, (1 << power) + 1]) {
+            let bucket = AccessTimes::bucket(ns);
+            assert!(ns < AccessTimes::end_ns(bucket).max(2), "{ns} in {bucket}");
+            assert!(bucket < 8 || ns >= AccessTimes::end_ns(bucket - 1) - 1, "{ns} in {bucket}");
+        }
+        assert_eq!(AccessTimes::bucket(u64::MAX), AccessTimes::BUCKETS - 1);
     }
 
     #[test]

@@ -120,9 +120,15 @@ impl Machine {
     }
 
     fn run(&self, holding: bool) {
-        self.scrubbing.holding.store(holding, Ordering::SeqCst);
+        self.hold(holding);
         self.scrubbing.on.store(true, Ordering::SeqCst);
         self.gate.start();
+    }
+
+    /// Whether pages are held back from now on.
+    fn hold(&self, holding: bool) {
+        self.scrubbing.holding.store(holding, Ordering::SeqCst);
+        self.inside.frames.holding.store(holding, Ordering::SeqCst);
     }
 
     /// Stops the vCPUs at their next chance, for good.
@@ -172,7 +178,8 @@ impl Machine {
             uptime_ms: u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX),
             throttle_percent: self.inside.throttle.load(Ordering::Relaxed),
             work: self.inside.accounts.work(),
-            access: self.inside.accounts.access_times(),
+            access: self.inside.accounts.access.seen(),
+            waits: self.inside.frames.waits.seen(),
             pages_checked: ledger.checked(),
             full_checks: ledger.full_checks(),
             wrong_pages: ledger.wrong(),
@@ -216,6 +223,6 @@ impl Machinery for &Machine {
         self.inside.throttle.store(percent, Ordering::Relaxed);
     }
     fn holds_done(&mut self) {
-        self.scrubbing.holding.store(false, Ordering::SeqCst);
+        self.hold(false);
     }
 }

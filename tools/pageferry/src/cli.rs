@@ -429,6 +429,9 @@ pub(crate) struct DemoArgs {
     /// Longest downtime to aim for
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = duration)]
     pub(crate) max_downtime: Duration,
+    /// Whether to slow the guest down when it writes faster than the link carries
+    #[arg(long, value_name = "WHETHER", value_enum, default_value_t = Throttle::Off)]
+    pub(crate) throttle: Throttle,
     /// Migrate in the clear instead of over TLS
     #[arg(long)]
     pub(crate) plaintext: bool,
@@ -447,6 +450,12 @@ pub(crate) struct DemoArgs {
     /// Leave the guest running at the end
     #[arg(long)]
     pub(crate) keep_running: bool,
+    /// Also tell how the guest fared, for the benchmarks: its speed and its accesses before, during and behind each migration
+    #[arg(long, hide = true)]
+    pub(crate) closely: bool,
+    /// How often to look at the guest
+    #[arg(long, hide = true, value_name = "TIME", default_value = "20ms", value_parser = duration)]
+    pub(crate) look_every: Duration,
 }
 
 fn mode(text: &str) -> Result<Mode, String> {

@@ -1,6 +1,7 @@
 //! What a comparison of modes comes to: the figures of each run, and the rows they are shown in, on the terminal and
 //! in the report alike.
 
+use bench::onlooker::Fared;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use mover::report::{Event, Summary};
@@ -32,6 +33,9 @@ pub(crate) struct Figures {
     /// From the restart until the guest works at 95 % of its rate before; nothing if it did not get there while it
     /// was watched.
     pub(crate) full_speed_ms: Option<f64>,
+    /// How the guest fared, where it was looked at closely.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) fared: Option<Fared>,
 }
 
 /// A row: what it is called, and a value for each run.

@@ -6,10 +6,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::process::control::{AccessTimes, Work};
-use crate::units::usize_of;
 
-/// Buckets of the access-time histogram: up to 2^40 ns, 18 minutes.
-const BUCKETS: usize = 40;
+/// How long something took, each time. Relaxed: every count is right by itself.
+#[derive(Debug)]
+pub(crate) struct Times {
+    buckets: [AtomicU64; AccessTimes::BUCKETS],
+    ns: AtomicU64,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self { buckets: [const { AtomicU64::new(0) }; AccessTimes::BUCKETS], ns: AtomicU64::new(0) }
+    }
+}
+
+impl Times {
+    /// Counts one.
+    pub(super) fn add(&self, took: Duration) {
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        add(&self.buckets[AccessTimes::bucket(ns)], 1);
+        add(&self.ns, ns);
+    }
+    fn start_over(&self) {
+        self.buckets.iter().chain([&self.ns]).for_each(|counter| counter.store(0, Ordering::Relaxed));
+    }
+    /// All so far.
+    pub(crate) fn seen(&self) -> AccessTimes {
+        let mut buckets: Vec<u64> = self.buckets.iter().map(|n| n.load(Ordering::Relaxed)).collect();
+        buckets.truncate(buckets.iter().rposition(|n| *n > 0).map_or(0, |last| last + 1));
+        AccessTimes { buckets, total_ns: self.ns.load(Ordering::Relaxed) }
+    }
+}
 
 /// Counters that every vCPU adds to. Relaxed: each is right by itself.
 #[derive(Debug)]
@@ -22,8 +49,8 @@ pub(crate) struct Accounts {
     pub(super) evicted: AtomicU64,
     pub(super) skipped_bytes: AtomicU64,
     pub(super) disk_errors: AtomicU64,
-    access: [AtomicU64; BUCKETS],
-    access_ns: AtomicU64,
+    /// Page accesses.
+    pub(crate) access: Times,
 }
 
 /// Adds to a counter.
@@ -43,22 +70,12 @@ impl Accounts {
             evicted: zero(),
             skipped_bytes: zero(),
             disk_errors: zero(),
-            access: [const { AtomicU64::new(0) }; BUCKETS],
-            access_ns: zero(),
+            access: Times::default(),
         }
     }
     /// Counts one page access.
     pub(super) fn access(&self, took: Duration) {
-        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
-        let bucket = usize_of(u64::from(ns.ilog2())).min(BUCKETS - 1);
-        add(&self.access[bucket], 1);
-        add(&self.access_ns, ns);
-    }
-    pub(crate) fn access_times(&self) -> AccessTimes {
-        AccessTimes {
-            buckets: self.access.iter().map(|n| n.load(Ordering::Relaxed)).collect(),
-            total_ns: self.access_ns.load(Ordering::Relaxed),
-        }
+        self.access.add(took);
     }
     pub(crate) fn work(&self) -> Work {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -76,7 +93,7 @@ impl Accounts {
     /// Forgets everything.
     pub(super) fn start_over(&self) {
         self.set_work(&Work::default());
-        self.access.iter().chain([&self.access_ns]).for_each(|counter| counter.store(0, Ordering::Relaxed));
+        self.access.start_over();
     }
     /// Takes over what the guest has done elsewhere.
     pub(super) fn set_work(&self, work: &Work) {

@@ -9,13 +9,16 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use super::accounts::Times;
 use super::content::mix_all;
 use super::layout::{FRAMES_PER_ZONE, Layout};
 use super::ledger::Ledger;
 use crate::fingerprint::hint;
+use crate::kernel::resident;
 use crate::memory::{GuestPage, Mapping, PageBuf};
 use crate::units::{PAGE_BYTES, Pfn, u64_of, usize_of};
 
@@ -142,6 +145,10 @@ pub(crate) struct Frames {
     accumulators: Vec<Mutex<u64>>,
     /// No free page lies below this word of the bitmap; a hint.
     free_from: AtomicU64,
+    /// Whether pages are held back.
+    pub(crate) holding: AtomicBool,
+    /// How long vCPUs waited for pages that were not there meanwhile.
+    pub(crate) waits: Times,
 }
 
 /// A locked zone.
@@ -155,7 +162,16 @@ impl Frames {
     pub(super) fn new(memory: Arc<Mapping>, layout: Layout, guest: &str) -> Self {
         let accumulators = (0..layout.zones()).map(|_| Mutex::new(0)).collect();
         let ledger = Ledger::new(guest, layout.pages);
-        Self { memory, layout, ledger, counts: Counts::default(), accumulators, free_from: AtomicU64::new(0) }
+        Self {
+            memory,
+            layout,
+            ledger,
+            counts: Counts::default(),
+            accumulators,
+            free_from: AtomicU64::new(0),
+            holding: AtomicBool::new(false),
+            waits: Times::default(),
+        }
     }
 
     /// The accumulators, for the state that moves; the guest is paused.
@@ -172,7 +188,7 @@ impl Frames {
 
     /// Locks the zone of `pfn`.
     pub(super) fn zone(&self, pfn: Pfn) -> Zone<'_> {
-        self.memory.page(self.layout.descriptor_page(pfn)).touch();
+        self.touch(self.layout.descriptor_page(pfn));
         let number = Layout::zone_of(pfn);
         let accumulator = self.accumulators[number].lock().unwrap_or_else(PoisonError::into_inner);
         Zone { frames: self, number, accumulator }
@@ -180,8 +196,19 @@ impl Frames {
 
     /// Touches `pfn`, waiting for it if it is absent, and locks its zone.
     pub(super) fn touched(&self, pfn: Pfn) -> Zone<'_> {
-        self.memory.page(pfn).touch();
+        self.touch(pfn);
         self.zone(pfn)
+    }
+
+    /// Has `pfn` be there. While pages are held back, the time of those that were not is taken.
+    fn touch(&self, pfn: Pfn) {
+        let absent = self.holding.load(Ordering::Relaxed)
+            && resident::resident(&self.memory, pfn, 1).is_ok_and(|there| !there[0]);
+        let begun = absent.then(Instant::now);
+        self.memory.page(pfn).touch();
+        if let Some(begun) = begun {
+            self.waits.add(begun.elapsed());
+        }
     }
 
     /// A look at a descriptor without the lock: good for choosing, not for acting.

@@ -1,20 +1,28 @@
 //! One migration of a demonstration: a `receive` and a `send` process, what they tell, and how the guest fared.
 
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use mover::ExitClass;
-use mover::report::{Event, Mode, Summary};
+use mover::disk::image::ImageDisks;
+use mover::index::commands;
+use mover::process::backend::attach_source;
+use mover::process::client::GuestClient;
+use mover::report::{Event, Mode, Phase, Summary};
+use mover::units::PAGE_BYTES_U64;
 
 use super::child::{End, Heard, Process};
 use super::progress::{Migration, Progress};
-use super::speed::Watch;
+use super::speed::{Watch, Witnessed};
 use super::stage::Stage;
 use crate::cli::DemoArgs;
 use crate::failure::{Failure, OrFail, Outcome};
 use crate::index;
+use crate::migrate::send;
+use crate::plan::look;
 use crate::results::{Figures, Run};
 use crate::told::{Line, Told};
 
@@ -75,15 +83,17 @@ impl Scene<'_> {
             index::bring_up_to_date(&self.stage.image(), &self.stage.index_dir(), self.ending)?;
             self.go_on()?;
         }
+        let least = if self.args.closely { self.least_link_bytes(from)? } else { 0 };
         self.progress.waiting(&format!("{}: taking the guest's speed", mode.name()));
         let watch = self.watch(from)?;
         self.wait(BEFORE * 4, || watch.seen().lasted() >= BEFORE)?;
         let before = watch.seen().rate();
-        drop(watch);
+        // Who looks closely looks on.
+        let there = self.args.closely.then_some(watch);
 
         let (heard, ear) = channel();
         let target = Process::start(self.receive(to)?, End::Target, heard.clone(), self.loud)?;
-        let mut told = Tale { progress: self.progress.begin(mode), events: Vec::new(), summary: None };
+        let mut told = Tale::new(self.progress.begin(mode));
         let (address, token) = match self.listening(&ear) {
             Ok(listening) => listening,
             Err(failure) => return Err(named(target.finish()?.unwrap_or(failure))),
@@ -104,13 +114,30 @@ impl Scene<'_> {
             seen.full_speed(before).is_some() || seen.lasted() >= AFTER
         })?;
         let full_speed_ms = watch.seen().full_speed(before).map(|time| time.as_secs_f64() * 1e3);
-        let result = Figures { summary: *summary, full_speed_ms };
+        let mut fared = None;
+        if let (Some(there), Some(began), Some(ended)) = (there, told.began, told.ended) {
+            self.wait(AFTER, || watch.seen().lasted_since(ended) >= BEFORE)?;
+            let (source, target) = (there.seen(), watch.seen());
+            fared = Witnessed { source, target, span: (began, ended), summary: &summary }.fared(least);
+        }
+        let result = Figures { summary: *summary, full_speed_ms, fared };
         told.progress.end(&result);
         Ok(Run { result, events: told.events, watched: true })
     }
 
+    /// What the guest's memory holds that no disk holds, each content once.
+    fn least_link_bytes(&self, guest: &str) -> Outcome<u64> {
+        self.progress.waiting("looking at the guest's pages");
+        index::bring_up_to_date(&self.stage.image(), &self.stage.index_dir(), self.ending)?;
+        let attached = attach_source(GuestClient::connect(&self.stage.socket(guest))?, "demo")?;
+        let disks = ImageDisks::open_images(&send::specs(&attached.info))?;
+        let (tables, _) = commands::load(&disks, &self.stage.index_dir())?;
+        let seen = look::classify(&*attached.with_disks(Arc::new(disks)).memory, &tables, self.ending)?;
+        Ok(seen.unique * PAGE_BYTES_U64)
+    }
+
     fn watch(&self, guest: &str) -> Outcome<Watch> {
-        Watch::start(self.stage.socket(guest))
+        Watch::start(self.stage.socket(guest), self.args.look_every)
             .or_fail(|| "cannot start a thread".to_owned(), "Raise the limit on processes (`ulimit -u`)")
     }
 
@@ -128,6 +155,7 @@ impl Scene<'_> {
         command.args(["send", "--json-events", "--guest", from, "--to", address, "--mode", mode.name()]);
         command.args(["--lanes", &self.args.lanes.to_string()]);
         command.args(["--max-downtime", &format!("{}ms", self.args.max_downtime.as_millis())]);
+        command.args(["--throttle", self.args.throttle.name()]);
         if self.args.plaintext {
             command.arg("--plaintext");
         }
@@ -177,12 +205,24 @@ struct Tale<'a> {
     progress: Migration<'a>,
     events: Vec<Event>,
     summary: Option<Box<Summary>>,
+    /// When the source's engine began, and when it was done.
+    began: Option<Instant>,
+    ended: Option<Instant>,
 }
 
-impl Tale<'_> {
+impl<'a> Tale<'a> {
+    fn new(progress: Migration<'a>) -> Self {
+        Self { progress, events: Vec::new(), summary: None, began: None, ended: None }
+    }
+
     fn hear(&mut self, end: End, line: Line) {
         match (end, line) {
             (End::Source, Line::Event(event)) => {
+                match event {
+                    Event::Phase { phase: Phase::Connect, .. } => self.began = Some(Instant::now()),
+                    Event::Phase { phase: Phase::Done, .. } => self.ended = Some(Instant::now()),
+                    _ => {}
+                }
                 self.progress.event(&event);
                 self.events.push(event);
             }

@@ -115,8 +115,11 @@ pub(crate) fn run(args: &SendArgs, console: &Console) -> Outcome {
             console.print(&line)?;
         }
         None => {
-            let run =
-                Run { result: Figures { summary, full_speed_ms: None }, events: Vec::new(), watched: false };
+            let run = Run {
+                result: Figures { summary, full_speed_ms: None, fared: None },
+                events: Vec::new(),
+                watched: false,
+            };
             console.print(&results::table(&[run], layout::width()))?;
         }
     }

@@ -1,6 +1,7 @@
 //! `pageferry plan`: what a migration would take, with nothing moved. The guest is looked at while it runs: its pages
 //! once, its writes for a few seconds; the disk is read here and there for its speed.
 
+pub(crate) mod look;
 mod model;
 
 use std::sync::Arc;
@@ -13,14 +14,12 @@ use mover::ExitClass;
 use mover::bitmap::Bitmap;
 use mover::disk::image::ImageDisks;
 use mover::disk::{Completion, Disks, Read, Reader, Slot};
-use mover::guest::{GuestMemory, SourceGuest};
-use mover::index::Duplicates;
+use mover::guest::SourceGuest;
 use mover::index::commands;
 use mover::limits::READ_DEPTH;
-use mover::memory::PageBuf;
 use mover::process::backend::attach_source;
 use mover::report::Mode;
-use mover::units::{BlockAddress, PAGE_BYTES_U64, Pfn, Sector, f64_of, u64_of, u64_of_f64, usize_of};
+use mover::units::{BlockAddress, PAGE_BYTES_U64, Sector, f64_of, u64_of, u64_of_f64};
 use serde::Serialize;
 
 use crate::cli::PlanArgs;
@@ -30,8 +29,6 @@ use crate::units::{show_bytes, show_count, show_ms, show_rate};
 use crate::{guest, migrate, signals, state};
 use model::{Known, Prediction, Writing};
 
-/// Pages looked at together.
-const PIECE: usize = 256;
 /// One read of the disk's measurement, and how many of them.
 const READ_BYTES: usize = 256 * 1024;
 /// See [`READ_BYTES`].
@@ -52,7 +49,7 @@ pub(crate) fn run(args: &PlanArgs, console: &Console) -> Outcome {
     let disks: Arc<dyn Disks> = Arc::new(disks);
     let mut source = attached.with_disks(Arc::clone(&disks));
     let writing = writing(&mut source, args.sample, &ending)?;
-    let seen = classify(&*source.memory, &tables, &ending)?;
+    let seen = look::classify(&*source.memory, &tables, &ending)?;
     drop(source);
     let disk = match args.disk_rate {
         Some(rate) => f64_of(rate.0),
@@ -110,7 +107,7 @@ impl Plan {
     }
 }
 
-fn cancelled(ending: &AtomicBool) -> Outcome {
+pub(crate) fn cancelled(ending: &AtomicBool) -> Outcome {
     if ending.load(Ordering::SeqCst) {
         return Err(Failure::new(ExitClass::Cancelled, "cancelled; the guest runs on as before"));
     }
@@ -133,39 +130,6 @@ fn writing(source: &mut SourceGuest, time: Duration, ending: &AtomicBool) -> Out
     source.dirty.disarm()?;
     let (half, whole) = looked?;
     Ok(Writing::seen(half, whole, begun.elapsed()))
-}
-
-/// What one pass over memory has found.
-struct Seen {
-    pages: u64,
-    zero: u64,
-    /// Where the pages that the index knows stand.
-    places: Vec<BlockAddress>,
-}
-
-fn classify(memory: &dyn GuestMemory, index: &dyn Duplicates, ending: &AtomicBool) -> Outcome<Seen> {
-    let pages = memory.pages().0;
-    let mut untouched = Bitmap::new(usize_of(pages));
-    memory.untouched(&mut untouched)?;
-    let mut window = memory.window(PIECE)?;
-    let (mut zero, mut places) = (0, Vec::new());
-    let mut copy = PageBuf::zeroed();
-    for first in (0..pages).step_by(PIECE) {
-        cancelled(ending)?;
-        let piece = first..(first + u64_of(PIECE)).min(pages);
-        let touched: Vec<Pfn> = piece.clone().map(Pfn).filter(|pfn| !untouched.get(pfn.index())).collect();
-        zero += piece.end - piece.start - u64_of(touched.len());
-        memory.map(&touched, &mut window)?;
-        for page in (0..window.len()).filter_map(|at| window.page(at)) {
-            if page.is_zero() {
-                zero += 1;
-                continue;
-            }
-            page.copy_to(&mut copy);
-            places.extend(index.find(&copy, places.last().copied()));
-        }
-    }
-    Ok(Seen { pages, zero, places })
 }
 
 /// Reads some of the blocks that would be referred to, as a target would: what it got a second. `None` where there is

@@ -59,7 +59,7 @@ fn run(mode: &str, stop: f64, total: f64, disk: bool, verify: f64) -> Run {
         load_path: if disk { "staged" } else { "none" }.to_owned(),
         ..Summary::default()
     };
-    Run { result: Figures { summary, full_speed_ms: Some(f64_of(180)) }, events, watched: true }
+    Run { result: Figures { summary, full_speed_ms: Some(f64_of(180)), fared: None }, events, watched: true }
 }
 
 fn report() -> Report {
