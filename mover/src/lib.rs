@@ -5,10 +5,11 @@
 //! ([`net`]), disks ([`disk`]), and time, threads and randomness ([`runtime`]). [`process`] implements them for a
 //! guest that is an ordinary process, `sim`, built for tests only, for a world driven by a seed.
 //!
-//! Imports run one way, each group uses only those before it: units, error, limits, sync | kernel, memory, bitmap, runtime, fingerprint,
+//! Imports run one way, each group uses only those before it: units, error, limits, sync | confine, kernel, memory, bitmap, runtime, fingerprint,
 //! wire | disk, index, net | guest, report, policy, journal, state | pipeline | source, target | process, sim.
 
 pub mod bitmap;
+pub mod confine;
 pub mod disk;
 pub mod error;
 pub mod fingerprint;

@@ -3,6 +3,7 @@
 
 pub mod abi;
 mod channel;
+mod confine;
 pub mod domain;
 pub mod ferry;
 pub mod helper;

@@ -299,6 +299,47 @@ fn a_killed_front_takes_its_worker_with_it() {
     await_gone(worker);
 }
 
+/// What `/proc/PID/status` says of `key`.
+fn status(pid: Pid, key: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).expect("it lives");
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).expect("the kernel says");
+    line.trim().to_owned()
+}
+
+#[test]
+fn a_worker_has_given_up_what_it_does_not_need_and_the_front_has_not() {
+    let mut helper = Helper::start(SAVE, "endless");
+    for _ in 0..3 {
+        let said = helper.hear().expect("a message");
+        assert!(said.number != 1 || said.arguments[0] < 7, "a warning: {}", log_text(&said));
+        if said.number == 7 {
+            helper.say(0);
+        }
+    }
+    let (worker, _) = helper.worker();
+    helper.await_blocked_write();
+    let ours = Pid::from_raw(i32::try_from(std::process::id()).expect("a number")).expect("a process");
+    // CAP_DAC_READ_SEARCH is bit 2, CAP_NET_BIND_SERVICE bit 10; who has none has none to keep.
+    let had = u64::from_str_radix(&status(ours, "CapEff:"), 16).expect("a set");
+    for set in ["CapEff:", "CapPrm:"] {
+        assert_eq!(status(worker, set), format!("{:016x}", had & 0x404), "{set}");
+    }
+    for set in ["CapInh:", "CapAmb:"] {
+        assert_eq!(status(worker, set), "0000000000000000", "{set}");
+    }
+    assert_eq!(status(worker, "NoNewPrivs:"), "1");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", worker.as_raw_nonzero())).expect("it lives");
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).expect("a limit");
+    assert_eq!(core.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"]);
+    let front = Pid::from_child(&helper.child);
+    assert_eq!(status(front, "CapEff:"), status(ours, "CapEff:"), "the front belongs to the toolstack");
+    assert_eq!(status(front, "NoNewPrivs:"), status(ours, "NoNewPrivs:"));
+    helper.signal(Signal::TERM);
+    assert_eq!(helper.converse().last().map(|said| said.number), Some(10));
+    assert_eq!(helper.ended().code(), Some(0));
+    await_gone(worker);
+}
+
 #[test]
 fn libxls_death_is_noticed_while_nothing_is_said() {
     let mut helper = Helper::start(RESTORE, "");

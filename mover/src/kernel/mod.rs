@@ -16,5 +16,6 @@ mod pread;
 pub mod probe;
 pub mod reads;
 pub(crate) mod resident;
+pub mod seccomp;
 pub mod uffd;
 mod uring;

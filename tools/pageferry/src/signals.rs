@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use mover::confine::{self, Keep};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::failure::{OrFail, Outcome};
-use crate::lockdown;
 
 const ENDING: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 const REMEDY: &str = "Please report it";
@@ -38,7 +38,7 @@ pub(crate) fn call_on_end(mut act: impl FnMut() + Send + 'static) -> Outcome {
         .name("signals".to_owned())
         .spawn(move || {
             // Its work takes no privilege, and the rest of the process gives its own up later, thread by thread.
-            if let Err(error) = lockdown::drop_capabilities(lockdown::Keep::Nothing) {
+            if let Err(error) = confine::drop_capabilities(Keep::Nothing) {
                 tracing::warn!("the signals' thread keeps its privileges: {error}");
             }
             signals.forever().for_each(|_| act());

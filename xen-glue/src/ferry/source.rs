@@ -22,6 +22,7 @@ use super::engine::{Engine, HandedOn, Unrecorded, WORDS};
 use super::net::Ready;
 use super::tally::Tally;
 use super::{Plan, SILENCE_MAX};
+use crate::confine;
 use crate::domain::Absent;
 use crate::stream::Offer;
 
@@ -114,6 +115,9 @@ impl Work {
         let disks = ImageDisks::open_images(&disks)?;
         let (tables, notes) = commands::load(&disks, &plan.indexes)?;
         for text in notes {
+            around.observer.event(Event::Notice { at_ms: 0.0, text });
+        }
+        if let Some(text) = confine::faces_the_network() {
             around.observer.event(Event::Notice { at_ms: 0.0, text });
         }
         let disks: Arc<dyn Disks> = Arc::new(disks);

@@ -20,6 +20,7 @@ use super::lingering::{GRACE, Lingering};
 use super::net::Quiet;
 use super::tally::Tally;
 use super::{SILENCE_MAX, disks};
+use crate::confine;
 use crate::domain::{Lazy, PagingCost};
 use crate::stream::{LanesDone, Offer};
 
@@ -163,6 +164,9 @@ fn host(
         return Err(GuestError::State(text).into());
     }
     let (disks, readable) = disks::open(&shape.disks)?;
+    if let Some(text) = confine::faces_the_network() {
+        let _ = say.send(Event::Notice { at_ms: 0.0, text });
+    }
     for note in disks.iter().flat_map(|disks| mover::disk::Disks::notes(&**disks)) {
         let _ = say.send(Event::Notice { at_ms: 0.0, text: note });
     }

@@ -1,5 +1,5 @@
-//! The process that does the work: in a session of its own, with the stream and a socket to the front and nothing
-//! else of what the front was started with.
+//! The process that does the work: in a session of its own, with the stream and a socket to the front, without capabilities
+//! (`crate::confine`), and with nothing else of what the front was started with.
 //!
 //! ```text
 //!   main thread       the engine; asks through the session and waits for answers
@@ -31,6 +31,7 @@ use super::messages::{Level, Message, Note};
 use super::session::Session;
 use super::{ENDING, PROGRAM, errno_of};
 use crate::abi::process;
+use crate::confine;
 
 /// Between two attempts to interrupt a call that waits. One may come just before the call.
 const INTERRUPT_EVERY: Duration = Duration::from_millis(20);
@@ -43,11 +44,14 @@ pub(crate) fn run(engine: &dyn Engine, socket: RawFd, invocation: Invocation) ->
     };
     // Fails where it leads its session already, which is as good.
     let _ = setsid();
+    let kept = confine::worker();
     let socket = UnixStream::from(socket);
     match prepare(socket, invocation) {
         Ok((mut session, stop, over)) => {
+            kept.iter().for_each(|what| session.log(Level::Warning, what));
             let result = guarded(engine, &invocation, &io, &mut session, &stop);
             let left = session.take_left().filter(|_| result.is_ok());
+            let noted = session.take_noted();
             if left.is_some() {
                 let _ = session.tell(&Message::GoesOn);
             }
