@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let console = Console::new(&cli.shared);
     // What a guest's process complains of is quoted by the one that started it.
     let quoted = matches!(cli.command, Command::Guest { command: GuestCommand::Run });
-    match dispatch(cli.command, &console) {
+    match demo::lease::hold().and_then(|()| dispatch(cli.command, &console)) {
         Ok(code) => code,
         Err(failure) => {
             match failure.message.as_str() {

@@ -160,3 +160,27 @@ fn a_failure_leaves_nothing_either() {
     assert!(!status.success());
     assert_nothing_left(directory.path());
 }
+
+/// Nothing tidies up behind a kill but those that were started, and where none were yet, the next demonstration.
+#[test]
+fn killed_at_any_time_it_leaves_nothing() {
+    if lacks_kernel() {
+        return;
+    }
+    for word in ["making a disk", "starting the guest", "round 1", "full speed"] {
+        let directory = tempfile::tempdir_in("/var/tmp").expect("a temporary directory");
+        let mut child = until(&mut demo(directory.path(), &[]), word);
+        child.kill().expect("it runs");
+        child.wait().expect("it can be waited for");
+        let begun = Instant::now();
+        while !left_running(directory.path()).is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "killed at {word}: still there");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if word == "making a disk" {
+            let next = demo(directory.path(), &["--workload", "no-such-workload"]).output();
+            assert!(!next.expect("the program starts").status.success());
+        }
+        assert_nothing_left(directory.path());
+    }
+}

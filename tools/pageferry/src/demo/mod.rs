@@ -1,6 +1,7 @@
 //! `pageferry demo`: one guest, moved from process to process, once in each mode.
 
 mod child;
+pub(crate) mod lease;
 mod migration;
 mod progress;
 mod speed;

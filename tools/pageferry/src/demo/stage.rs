@@ -1,5 +1,5 @@
 //! Where a demonstration takes place: a directory of its own, the link, the guests. Whatever way the demonstration
-//! ends, all of it is gone when this is dropped; only what it started is touched.
+//! ends, all of it is gone when this is dropped, or when it was killed ([`lease`]); only what it started is touched.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreape
 use tempfile::TempDir;
 
 use super::child::End;
+use super::lease::{self, Lease};
 use crate::failure::{OrFail, Outcome};
 
 /// How long ended guests may take to be gone: they free their memory.
@@ -20,6 +21,8 @@ const GONE_WITHIN: Duration = Duration::from_secs(10);
 /// The stage.
 pub(super) struct Stage {
     directory: TempDir,
+    /// Behind the directory, which is gone when the lock is.
+    lease: Lease,
     lab: Option<Lab>,
     /// The guest to leave running, by name.
     kept: Option<String>,
@@ -28,7 +31,14 @@ pub(super) struct Stage {
 impl Stage {
     /// Sets one up below `base`.
     pub(super) fn new(base: &Path) -> Outcome<Self> {
-        let directory = tempfile::Builder::new().prefix("pageferry-demo-").tempdir_in(base).or_fail(
+        match lease::sweep(base) {
+            0 => {}
+            n => tracing::info!(
+                "removed what {n} demonstrations that were killed had left in {}",
+                base.display()
+            ),
+        }
+        let directory = tempfile::Builder::new().prefix(lease::PREFIX).tempdir_in(base).or_fail(
             || format!("cannot make a directory in {}", base.display()),
             "Name one with space for the guest's disk with --dir",
         )?;
@@ -37,10 +47,11 @@ impl Stage {
             fs::create_dir(&path)
                 .or_fail(|| format!("cannot make {}", path.display()), "Is the disk full?")?;
         }
+        let lease = Lease::grant(directory.path())?;
         // Guests outlive the process that started them; their ends are then reported to us.
         set_child_subreaper(Some(rustix::process::getpid()))
             .or_fail(|| "cannot become the parent of orphans".to_owned(), "Please report it")?;
-        Ok(Self { directory, lab: None, kept: None })
+        Ok(Self { directory, lease, lab: None, kept: None })
     }
 
     /// Lays a shaped link; the sentence of why not where that can't be.
@@ -66,6 +77,7 @@ impl Stage {
         let mut command = Command::new(program);
         command.env("XDG_RUNTIME_DIR", self.directory.path().join("run"));
         command.env("XDG_STATE_HOME", self.directory.path().join("state"));
+        command.env(lease::VARIABLE, self.lease.path());
         Ok(command)
     }
 
@@ -105,6 +117,7 @@ impl Stage {
     /// Leaves that guest running, and its directory with it, from now on whatever happens.
     pub(super) fn keep(&mut self, guest: &str) {
         self.directory.disable_cleanup(true);
+        self.lease.give_up();
         self.kept = Some(guest.to_owned());
     }
 
