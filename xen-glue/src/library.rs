@@ -182,7 +182,11 @@ impl save::Toolstack for Teller<'_> {
                 self.caller.progress(&phase.to_string(), 0, 0);
             }
             save::Event::Phase(save::Phase::Verify) => (self.verifying, self.shown) = (true, None),
-            save::Event::Phase(_) | save::Event::Round { .. } | save::Event::Detail(_) => {}
+            save::Event::Phase(_)
+            | save::Event::Round { .. }
+            | save::Event::Lanes(_)
+            | save::Event::Engine(_)
+            | save::Event::Detail(_) => {}
             save::Event::Frames { round, sent, total } => {
                 let now = (round, 100 * sent / total.max(1));
                 if self.shown.replace(now) != Some(now) {

@@ -14,6 +14,10 @@
 //!   lanes_plaintext   PAGEFERRY_LANES_PLAINTEXT    false: under TLS; true: in the clear, where both ends say so
 //!   lanes_address     PAGEFERRY_LANES_ADDRESS      [] (the variable: with commas): where to listen for them, HOST or HOST:PORT;
 //!                                                  none is every address of this host
+//!   lanes_ca          PAGEFERRY_LANES_CA           none: files in PEM format, all three or none. Lanes are for hosts alone that
+//!   lanes_cert        PAGEFERRY_LANES_CERT         this authority has certified, with this host's certificate and private key
+//!   lanes_key         PAGEFERRY_LANES_KEY
+//!   lanes_peer_name   PAGEFERRY_LANES_PEER_NAME    none: the host dialled; what the source's certificate has to be for
 //!   throttle          PAGEFERRY_THROTTLE           "off"; "auto": slow the guest down while it writes faster than that
 //! ```
 //!
@@ -27,11 +31,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mover::error::NetError;
 use mover::limits::LANES_MAX;
+use mover::net::tls::Authority;
 use mover::policy::Wish;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
+use crate::ferry::Credentials;
 use crate::save::Policy;
 use crate::stream::limits::{OFFER_ADDRESS_BYTES_MAX, OFFER_ADDRESSES_MAX};
 
@@ -109,6 +116,14 @@ pub struct Settings {
     pub lanes_plaintext: bool,
     /// Where to listen for those, `HOST` or `HOST:PORT`; none is everywhere.
     pub lanes_address: Vec<String>,
+    /// The certificates of the operator's authority for those, in PEM format.
+    pub lanes_ca: Option<PathBuf>,
+    /// This host's certificate.
+    pub lanes_cert: Option<PathBuf>,
+    /// Its private key.
+    pub lanes_key: Option<PathBuf>,
+    /// What a source's certificate has to be for, if not for the host dialled.
+    pub lanes_peer_name: Option<String>,
     /// Whether to slow the guest down before it comes to that.
     pub throttle: Throttle,
 }
@@ -125,6 +140,10 @@ impl Default for Settings {
             lanes: 2,
             lanes_plaintext: false,
             lanes_address: Vec::new(),
+            lanes_ca: None,
+            lanes_cert: None,
+            lanes_key: None,
+            lanes_peer_name: None,
             throttle: Throttle::default(),
         }
     }
@@ -149,6 +168,15 @@ pub enum SettingsError {
         /// Where and why.
         what: String,
     },
+    /// What is said of certificates does not go together.
+    #[error("the settings for lanes' certificates are wrong: {what}")]
+    Lanes {
+        /// Why.
+        what: &'static str,
+    },
+    /// Certificates can't be used.
+    #[error(transparent)]
+    Certificates(#[from] NetError),
     /// A variable does not.
     #[error("{name} is wrong: {what}")]
     Variable {
@@ -172,6 +200,10 @@ struct File {
     lanes: Option<u32>,
     lanes_plaintext: Option<bool>,
     lanes_address: Option<Vec<String>>,
+    lanes_ca: Option<PathBuf>,
+    lanes_cert: Option<PathBuf>,
+    lanes_key: Option<PathBuf>,
+    lanes_peer_name: Option<String>,
     throttle: Option<Throttle>,
 }
 
@@ -316,8 +348,44 @@ impl Settings {
                 text.split(',').filter(|part| !part.is_empty()).map(|part| part.trim().to_owned()).collect(),
             )
         })?;
+        for (name, into) in [
+            ("PAGEFERRY_LANES_CA", &mut settings.lanes_ca),
+            ("PAGEFERRY_LANES_CERT", &mut settings.lanes_cert),
+            ("PAGEFERRY_LANES_KEY", &mut settings.lanes_key),
+        ] {
+            take(&variable, name, into, |text| Ok((!text.is_empty()).then(|| PathBuf::from(text))))?;
+        }
+        take(&variable, "PAGEFERRY_LANES_PEER_NAME", &mut settings.lanes_peer_name, |text| {
+            Ok((!text.is_empty()).then(|| text.to_owned()))
+        })?;
         take(&variable, "PAGEFERRY_THROTTLE", &mut settings.throttle, throttle)?;
+        settings.agree()?;
         Ok(settings)
+    }
+
+    /// Whether what is said of certificates goes together.
+    fn agree(&self) -> Result<(), SettingsError> {
+        let given = [&self.lanes_ca, &self.lanes_cert, &self.lanes_key].map(Option::is_some);
+        let what = match given {
+            [true, true, true] if self.lanes_plaintext => "say either lanes_plaintext or lanes_ca",
+            [true, true, true] => return Ok(()),
+            [false, false, false] if self.lanes_peer_name.is_none() => return Ok(()),
+            [false, false, false] => "it goes with lanes_ca, lanes_cert and lanes_key",
+            _ => "lanes_ca, lanes_cert and lanes_key go together",
+        };
+        Err(SettingsError::Lanes { what })
+    }
+
+    /// The certificates for lanes, if there are any; read now, while whose they are can be.
+    ///
+    /// # Errors
+    /// A file can't be read, or does not hold what it should.
+    pub fn credentials(&self) -> Result<Option<Credentials>, SettingsError> {
+        let (Some(ca), Some(cert), Some(key)) = (&self.lanes_ca, &self.lanes_cert, &self.lanes_key) else {
+            return Ok(None);
+        };
+        let authority = Authority::load(ca, cert, key)?;
+        Ok(Some(Credentials { authority, peer_name: self.lanes_peer_name.clone() }))
     }
 
     fn take_file(&mut self, path: &Path, text: &str) -> Result<(), SettingsError> {
@@ -340,6 +408,10 @@ impl Settings {
         if let Some(found) = file.lanes_address {
             self.lanes_address = addresses(found).map_err(|error| wrong(&error))?;
         }
+        self.lanes_ca = file.lanes_ca;
+        self.lanes_cert = file.lanes_cert;
+        self.lanes_key = file.lanes_key;
+        self.lanes_peer_name = file.lanes_peer_name;
         self.throttle = file.throttle.unwrap_or(self.throttle);
         Ok(())
     }
@@ -380,8 +452,8 @@ mod tests {
     fn the_file_goes_before_defaults_and_variables_before_the_file() {
         assert_eq!(load("", &[]), Ok(Settings::default()));
         let file = "policy = \"stock\"\nmax_downtime = \"1.5s\"\nmax_rounds = 9\non_no_convergence = \"abort\"\n\
-             mode = \"refer\"\nlanes = 4\nlanes_plaintext = true\nlanes_address = [\"10.0.0.1\", \"[fd00::1]:7000\"]\n\
-             throttle = \"auto\"\n";
+             mode = \"refer\"\nlanes = 4\nlanes_plaintext = false\nlanes_address = [\"10.0.0.1\", \"[fd00::1]:7000\"]\n\
+             lanes_peer_name = \"here\"\nlanes_ca = \"/a\"\nlanes_cert = \"/b\"\nlanes_key = \"/c\"\nthrottle = \"auto\"\n";
         let read = Settings {
             policy: PolicyName::Stock,
             max_downtime: Duration::from_millis(1500),
@@ -389,8 +461,12 @@ mod tests {
             on_no_convergence: OnNoConvergence::Abort,
             mode: ModeName::Refer,
             lanes: 4,
-            lanes_plaintext: true,
+            lanes_plaintext: false,
             lanes_address: vec!["10.0.0.1".into(), "[fd00::1]:7000".into()],
+            lanes_ca: Some("/a".into()),
+            lanes_cert: Some("/b".into()),
+            lanes_key: Some("/c".into()),
+            lanes_peer_name: Some("here".into()),
             throttle: Throttle::Auto,
         };
         assert_eq!(load(file, &[]), Ok(read));
@@ -401,8 +477,12 @@ mod tests {
             ("PAGEFERRY_ON_NO_CONVERGENCE", "finish"),
             ("PAGEFERRY_MODE", "plain"),
             ("PAGEFERRY_LANES", "16"),
-            ("PAGEFERRY_LANES_PLAINTEXT", "false"),
+            ("PAGEFERRY_LANES_PLAINTEXT", "true"),
             ("PAGEFERRY_LANES_ADDRESS", "host:1, 10.0.0.2"),
+            ("PAGEFERRY_LANES_CA", ""),
+            ("PAGEFERRY_LANES_CERT", ""),
+            ("PAGEFERRY_LANES_KEY", ""),
+            ("PAGEFERRY_LANES_PEER_NAME", ""),
             ("PAGEFERRY_THROTTLE", "off"),
         ];
         let set = Settings {
@@ -412,9 +492,10 @@ mod tests {
             on_no_convergence: OnNoConvergence::Finish,
             mode: ModeName::Plain,
             lanes: 16,
-            lanes_plaintext: false,
+            lanes_plaintext: true,
             lanes_address: vec!["host:1".into(), "10.0.0.2".into()],
             throttle: Throttle::Off,
+            ..Settings::default()
         };
         assert_eq!(load(file, &variables), Ok(set));
     }
@@ -464,6 +545,22 @@ mod tests {
             let error = load("", &[(name, value)]).unwrap_err();
             assert!(error.contains(name), "{error}");
         }
+        let all = "lanes_ca = \"/a\"\nlanes_cert = \"/b\"\nlanes_key = \"/c\"\n";
+        for (file, words) in [
+            ("lanes_ca = \"/a\"\n".to_owned(), "go together"),
+            ("lanes_key = \"/a\"\n".to_owned(), "go together"),
+            ("lanes_peer_name = \"a\"\n".to_owned(), "goes with"),
+            (format!("{all}lanes_plaintext = true\n"), "either"),
+        ] {
+            let error = load(&file, &[]).unwrap_err();
+            assert!(error.contains(words), "{file}: {error}");
+        }
+        let unreadable = Settings { lanes_ca: Some("/nowhere/ca".into()), ..Settings::default() };
+        assert!(unreadable.credentials().unwrap().is_none(), "not without the others");
+        let path = || Some("/nowhere/ca".into());
+        let unreadable = Settings { lanes_ca: path(), lanes_cert: path(), lanes_key: path(), ..unreadable };
+        let error = unreadable.credentials().unwrap_err().to_string();
+        assert!(error.contains("/nowhere/ca"), "{error}");
         let missing = |name: &'static str| (name == "PAGEFERRY_CONFIG").then(|| "/nowhere/x.toml".into());
         let error = Settings::read(missing).unwrap_err().to_string();
         assert!(error.contains("/nowhere/x.toml"), "{error}");

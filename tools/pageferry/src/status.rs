@@ -129,15 +129,22 @@ impl Drop for Note {
 /// How often it is looked whether all are over.
 const GLANCE: Duration = Duration::from_millis(200);
 
-/// What runs here, whatever session it was started in.
-fn all() -> (Vec<Running>, Vec<PathBuf>) {
-    let (mut running, mut left) = list(&launch::runtime_dir());
+/// What the notes of this host say, whatever session their ends were started in.
+pub(crate) fn look_everywhere() -> Notes {
+    let mut notes = look(&launch::runtime_dir());
     if launch::notes_dir() != launch::runtime_dir() {
-        let (more, others) = list(&launch::notes_dir());
-        running.extend(more);
-        left.extend(others);
+        let more = look(&launch::notes_dir());
+        notes.running.extend(more.running);
+        notes.left.extend(more.left);
     }
-    (running, left)
+    notes
+}
+
+/// What runs here, and the notes left behind, which are removed.
+fn all() -> (Vec<Running>, Vec<PathBuf>) {
+    let Notes { running, left } = look_everywhere();
+    // One may have ended just now, and removed it itself.
+    (running, left.into_iter().filter(|path| fs::remove_file(path).is_ok()).collect())
 }
 
 /// The guests that run here while pages of them are outstanding.
@@ -183,7 +190,13 @@ fn line(one: &Running) -> String {
         let (above, below) = words::sample(sample, one.phase);
         format!(": {above}, {below}")
     });
-    format!("{id}  {} {way} {}, {}  {phase}{sample}", one.guest, one.peer, show_ms(one.at_ms))
+    // Under a toolstack the other end is the toolstack's business.
+    let peer = match one.peer.as_str() {
+        "" if one.role == Role::Source => " to another host".to_owned(),
+        "" => " from another host".to_owned(),
+        peer => format!(" {way} {peer}"),
+    };
+    format!("{id}  {}{peer}, {}  {phase}{sample}", one.guest, show_ms(one.at_ms))
 }
 
 /// What the notes in a directory say.
@@ -193,13 +206,6 @@ pub(crate) struct Notes {
     pub(crate) running: Vec<Running>,
     /// Those left behind.
     pub(crate) left: Vec<PathBuf>,
-}
-
-/// Those that run, and the notes left behind, which are removed.
-fn list(directory: &Path) -> (Vec<Running>, Vec<PathBuf>) {
-    let Notes { running, left } = look(directory);
-    // One may have ended just now, and removed it itself.
-    (running, left.into_iter().filter(|path| fs::remove_file(path).is_ok()).collect())
 }
 
 /// Reads the notes in `directory`.
@@ -218,4 +224,49 @@ pub(crate) fn look(directory: &Path) -> Notes {
     }
     notes.running.sort_by(|a, b| (&a.migration, &a.guest).cmp(&(&b.migration, &b.guest)));
     notes
+}
+
+#[cfg(test)]
+mod tests {
+    use mover::wire::hello::MigrationId;
+    use xen_glue::helper::Noted;
+
+    use super::*;
+
+    /// What the save helper's worker notes is read here: of a save in the stream, and of one whose pages go by lanes.
+    #[test]
+    fn a_xen_workers_note_is_one_like_ours() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = directory.path().join("pageferry");
+        let mut noted = Noted::begin(&place, MigrationId([1; 16]), Role::Source, "desk").expect("a note");
+        let now = || match look(&place) {
+            Notes { running, left } if left.is_empty() => running.into_iter().next().expect("one runs"),
+            Notes { left, .. } => panic!("taken for one left behind: {left:?}"),
+        };
+        assert_eq!((now().guest, now().role, now().phase), ("desk".to_owned(), Role::Source, None));
+        assert_eq!(now().pid, std::process::id());
+        noted.phase(Phase::Rounds);
+        noted.pages(1, 300, Some(1000));
+        let sample = now().sample.expect("a sample");
+        assert_eq!((now().phase, sample.round, sample.pages_left), (Some(Phase::Rounds), 1, 700));
+        noted.pages(1, 1000, Some(1000));
+        noted.pages(2, 50, Some(50));
+        let sample = now().sample.expect("a sample");
+        assert_eq!((sample.round, sample.pages.data, sample.link_bytes), (2, 1050, 1050 * 4096));
+        assert!(!sample.paused);
+        noted.phase(Phase::Stop);
+        assert!(now().sample.expect("a sample").paused);
+        assert!(line(&now()).contains("desk to another host"), "{}", line(&now()));
+
+        noted.lanes(MigrationId([2; 16]));
+        let sample = Sample { round: 3, outstanding: 7, link_rate: 5.0, ..Sample::default() };
+        noted.engine(&Event::Sample(sample));
+        noted.engine(&Event::Phase { at_ms: 1.0, phase: Phase::Drain });
+        noted.pages(9, 9, None);
+        let seen = now();
+        assert_eq!((seen.phase, seen.sample), (Some(Phase::Drain), Some(sample)));
+        assert_eq!(seen.migration, MigrationId([2; 16]).to_string());
+        drop(noted);
+        assert!(look(&place).running.is_empty() && look(&place).left.is_empty());
+    }
 }

@@ -12,7 +12,9 @@ use mover::net::tcp::TcpDialer;
 use mover::net::{Connection, Dialer};
 use mover::wire::hello::{Hello, MigrationId, Purpose, Secret};
 
+use super::Credentials;
 use super::net::settings;
+use crate::confine;
 use crate::stream::Offer;
 
 /// How long an address may take to answer before the next one is tried.
@@ -25,16 +27,18 @@ pub(crate) struct DialBack {
 }
 
 impl DialBack {
-    /// Begins one.
+    /// Begins one; with certificates where there are `credentials`.
     ///
     /// # Errors
     /// No thread could be started.
-    pub(crate) fn start(offer: Offer) -> io::Result<Self> {
+    pub(crate) fn start(offer: Offer, credentials: Option<Credentials>) -> io::Result<Self> {
         let (tell, outcome) = mpsc::sync_channel(1);
         let terms = offer.clone();
         std::thread::Builder::new().name("pf-dial".to_owned()).spawn(move || {
+            // The engine's own thread says so if this fails.
+            let _ = confine::faces_the_network();
             // Nobody may want it any more; the connections are closed then.
-            let _ = tell.send(dial(&terms));
+            let _ = tell.send(dial(&terms, credentials.as_ref()));
         })?;
         Ok(Self { offer, outcome })
     }
@@ -42,6 +46,11 @@ impl DialBack {
     /// The offer it answers.
     pub(crate) fn offer(&self) -> &Offer {
         &self.offer
+    }
+
+    /// Why it has failed, if it has already.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.outcome.try_recv().ok()?.err()
     }
 
     /// All connections, by number; else a sentence about why there are none.
@@ -54,11 +63,11 @@ impl DialBack {
     }
 }
 
-fn dial(offer: &Offer) -> Result<Vec<Connection>, String> {
+fn dial(offer: &Offer, credentials: Option<&Credentials>) -> Result<Vec<Connection>, String> {
     let mut tried = Vec::new();
     for address in &offer.addresses {
         let all: Result<Vec<_>, _> =
-            (0..=offer.lanes.into()).map(|number| one(offer, address, number)).collect();
+            (0..=offer.lanes.into()).map(|number| one(offer, credentials, address, number)).collect();
         match all {
             Ok(connections) => return Ok(connections),
             Err(error) => tried.push(format!("{address}: {error}")),
@@ -68,12 +77,22 @@ fn dial(offer: &Offer) -> Result<Vec<Connection>, String> {
 }
 
 /// Connection `number` of what `offer` offers, 0 for control, at one of its addresses.
-pub(super) fn one(offer: &Offer, address: &str, number: usize) -> Result<Connection, NetError> {
+pub(super) fn one(
+    offer: &Offer,
+    credentials: Option<&Credentials>,
+    address: &str,
+    number: usize,
+) -> Result<Connection, NetError> {
     let purpose = match number.checked_sub(1).map(u8::try_from) {
         Some(lane) => Purpose::Lane(lane.unwrap_or(u8::MAX)),
         None => Purpose::Control,
     };
     let hello = Hello::new(purpose, MigrationId(offer.migration), Secret(offer.token));
-    let dialer = TcpDialer::new(address, settings()).pinned(offer.fingerprint.map(Fingerprint));
+    let mut dialer = TcpDialer::new(address, settings()).pinned(offer.fingerprint.map(Fingerprint));
+    if let Some(Credentials { authority, peer_name }) = credentials {
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        dialer = dialer.certified(authority.clone(), Some(peer_name.as_deref().unwrap_or(host)))?;
+    }
     dialer.call(&hello, ANSWER)
 }

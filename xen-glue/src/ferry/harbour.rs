@@ -11,12 +11,13 @@ use std::time::Duration;
 use mover::error::NetError;
 use mover::net::entrance::{Entrance, Lock};
 use mover::net::tcp::TcpAcceptor;
-use mover::net::tls::Identity;
+use mover::net::tls::{Authority, Identity};
 use mover::net::{Acceptor, Caller, Connection};
 use mover::runtime::Runtime;
 use mover::wire::hello::{Hello, Purpose, Secret};
 
 use super::net::settings;
+use crate::confine;
 use crate::stream::Offer;
 use crate::stream::limits::OFFER_ADDRESSES_MAX;
 
@@ -47,6 +48,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) lanes: u8,
     /// Without TLS.
     pub(crate) plaintext: bool,
+    /// Who issues certificates to both ends, if anybody does.
+    pub(crate) authority: Option<&'a Authority>,
 }
 
 impl Harbour {
@@ -60,7 +63,11 @@ impl Harbour {
             these => at_these(these)?,
         };
         // One key for all of them: the offer has room for one.
-        let identity = if terms.plaintext { None } else { Some(Identity::new()?) };
+        let identity = match (terms.plaintext, terms.authority) {
+            (true, _) => None,
+            (false, None) => Some(Identity::new()?),
+            (false, Some(authority)) => Some(authority.identity()?),
+        };
         let lock = || identity.clone().map_or(Lock::Plain, Lock::Tls);
         let fingerprint = identity.as_ref().map(|identity| identity.fingerprint().0);
         let entrances: Vec<_> =
@@ -116,6 +123,8 @@ impl Drop for Harbour {
 
 /// Lets connections in until all are there or the harbour is closed.
 fn keep(mut entrances: Vec<Entrance>, offer: &Offer, berths: &Berths) {
+    // The engine's own thread says so if this fails.
+    let _ = confine::faces_the_network();
     let token = Secret(offer.token);
     let glance = GLANCE / u32::try_from(entrances.len().max(1)).unwrap_or(1);
     while berths.free.load(SeqCst) > 0 && !berths.closed.load(SeqCst) {
@@ -236,7 +245,7 @@ mod tests {
     use std::time::Instant;
 
     fn harbour(lanes: u8, plaintext: bool) -> Harbour {
-        let terms = Terms { addresses: &["127.0.0.1".to_owned()], lanes, plaintext };
+        let terms = Terms { addresses: &["127.0.0.1".to_owned()], lanes, plaintext, authority: None };
         Harbour::open(terms, &Threads::new()).unwrap()
     }
 
@@ -250,7 +259,7 @@ mod tests {
 
     /// Dials as purpose `number` of `offer`, and waits until the harbour has done with it.
     fn dial(offer: &Offer, number: usize) -> Option<Connection> {
-        let mut connection = dial::one(offer, &offer.addresses[0], number).ok()?;
+        let mut connection = dial::one(offer, None, &offer.addresses[0], number).ok()?;
         connection.receiver.set_patience(Some(Duration::from_millis(300)));
         // Nothing is ever answered: silence is a place, an end is none.
         match connection.receiver.recv(&mut [0; 1]) {
@@ -284,7 +293,7 @@ mod tests {
     fn connections_are_handed_over_by_number_and_carry_both_ways() {
         for plaintext in [false, true] {
             let harbour = harbour(2, plaintext);
-            let dialled = DialBack::start(harbour.offer().clone()).unwrap();
+            let dialled = DialBack::start(harbour.offer().clone(), None).unwrap();
             let mut theirs = dialled.finish(Duration::from_secs(60)).unwrap();
             assert!(full(&harbour));
             for (number, (ours, theirs)) in (7..).zip(harbour.leave().iter_mut().zip(&mut theirs)) {
@@ -314,7 +323,7 @@ mod tests {
     fn another_key_is_not_dialled() {
         let harbour = harbour(1, false);
         let offer = Offer { fingerprint: Some([9; 32]), ..harbour.offer().clone() };
-        let error = DialBack::start(offer).unwrap().finish(Duration::from_secs(60)).err().unwrap();
+        let error = DialBack::start(offer, None).unwrap().finish(Duration::from_secs(60)).err().unwrap();
         assert!(error.contains("127.0.0.1"), "{error}");
         assert!(!harbour.is_full());
     }

@@ -37,6 +37,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mover::disk::image::DiskSpec;
+use mover::net::tls::Authority;
 use mover::report::Mode;
 use mover::units::f64_of;
 
@@ -54,8 +55,17 @@ const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// How long the network may deliver nothing of what was sent.
 const NETWORK_PATIENCE: Duration = Duration::from_secs(30);
 
+/// An operator's own authority, in place of trust in the stream's word alone.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// Whom this end trusts, and what it shows.
+    pub authority: Authority,
+    /// What the source's certificate has to be for, as the target sees it; without it, for the host dialled.
+    pub peer_name: Option<String>,
+}
+
 /// How a save is to move page contents, if the target can.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// [`Mode::Plain`], [`Mode::Refer`] or [`Mode::Lazy`].
     pub mode: Mode,
@@ -63,6 +73,8 @@ pub struct Plan {
     pub lanes: u8,
     /// Without TLS: whoever sees or changes what crosses the network sees or changes the guest.
     pub plaintext: bool,
+    /// Lanes are for targets that this authority has certified; none are in the clear then.
+    pub credentials: Option<Credentials>,
     /// Where to listen for the target, `HOST` or `HOST:PORT`; none is everywhere.
     pub addresses: Vec<String>,
     /// The guest's name, for the other end's messages.

@@ -44,13 +44,9 @@ pub(crate) enum Started {
 }
 
 impl Arrival {
-    /// What it has said since this was asked the last time: sentences for an operator.
-    pub(crate) fn notices(&self) -> Vec<String> {
-        let text = |event| match event {
-            Event::Notice { text, .. } => Some(text),
-            _ => None,
-        };
-        drain(&self.words).into_iter().filter_map(text).collect()
+    /// What it has told since this was asked the last time.
+    pub(crate) fn told(&self) -> Vec<Event> {
+        drain(&self.words)
     }
 
     /// Whether it has ended.

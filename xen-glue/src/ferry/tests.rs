@@ -1,6 +1,8 @@
 //! Simulated guests saved on one thread and restored on another, with a pipe for the stream and real connections over the
 //! loopback for the lanes.
 
+mod certified;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -15,10 +17,10 @@ use mover::disk::image::DiskSpec;
 use mover::index::commands;
 use mover::memory::PageBuf;
 use mover::policy::Wish;
-use mover::report::Mode;
+use mover::report::{Event as Told, Mode, Phase as Step};
 use mover::units::{PAGE_BYTES, Pfn, u64_of};
 
-use super::Plan;
+use super::{Credentials, Plan};
 use crate::domain::Life;
 use crate::restore::{self, RestoreError, Restored};
 use crate::save::{self, Event, Options, Policy, SaveError, Summary};
@@ -31,6 +33,7 @@ fn plan(mode: Mode) -> Plan {
         mode,
         lanes: 2,
         plaintext: false,
+        credentials: None,
         addresses: vec!["127.0.0.1".into()],
         guest: "guest".into(),
         disks: Vec::new(),
@@ -73,6 +76,8 @@ struct Journey {
     dial_back: bool,
     /// Whether the target takes lanes in the clear.
     plaintext: bool,
+    /// The certificates it goes by.
+    credentials: Option<Credentials>,
     /// Whether its hypervisor can hold pages back.
     can_hold: bool,
     carry: Carrier,
@@ -87,6 +92,7 @@ impl Journey {
             options: options(Some(plan)),
             dial_back: true,
             plaintext: false,
+            credentials: None,
             can_hold: true,
             carry: Box::new(|bytes, _| Some(bytes.to_vec())),
             stop_target,
@@ -104,8 +110,12 @@ impl Journey {
             let carried = scope.spawn(move || carry(from_source, to_target, &mut self.carry));
             let (source_end, target_end) = (out.1, into.0);
             let (stop_target, can_hold) = (self.stop_target, self.can_hold);
-            let taken = restore::Options { dial_back: self.dial_back, plaintext: self.plaintext };
-            let target = scope.spawn(move || restored(&target_end, pages, taken, can_hold, stop_target));
+            let taken = restore::Options {
+                dial_back: self.dial_back,
+                plaintext: self.plaintext,
+                credentials: self.credentials.take(),
+            };
+            let target = scope.spawn(move || restored(&target_end, pages, &taken, can_hold, stop_target));
             let saved = save::run(SimSource::new(guest), source_end.as_fd(), &self.options, toolstack, &stop);
             drop(source_end);
             let (restored, copy, target_notes) = target.join().unwrap();
@@ -138,7 +148,7 @@ fn carry(mut from: std::fs::File, mut to: std::fs::File, change: &mut Carrier) -
 fn restored(
     from: &OwnedFd,
     pages: usize,
-    options: restore::Options,
+    options: &restore::Options,
     can_hold: bool,
     stop: &AtomicBool,
 ) -> (Result<Restored, RestoreError>, Copy, Vec<String>) {
@@ -146,7 +156,7 @@ fn restored(
     target.can_hold = can_hold;
     let hold = Arc::clone(&target.hold);
     let mut toolstack = SimToolstack::default();
-    let outcome = restore::run(target, from.as_fd(), &WIRING, &options, &mut toolstack, stop);
+    let outcome = restore::run(target, from.as_fd(), &WIRING, options, &mut toolstack, stop);
     let landed = landed.borrow();
     let copy = Copy {
         pages: (0..u64_of(pages)).map(|pfn| read(landed.memory.page(Pfn(pfn)))).collect(),
@@ -254,6 +264,37 @@ fn what_is_written_while_lanes_send_travels_again() {
     trip.saved.unwrap();
     trip.restored.unwrap();
     assert_same(&guest, &trip.copy);
+}
+
+/// What `pageferry status` shows of a save comes from the engine once pages go by lanes, under the number both ends have.
+#[test]
+fn the_toolstack_hears_what_the_engine_tells() {
+    let guest = Guest::new(2000);
+    let heard = Rc::new(RefCell::new((Vec::new(), Vec::new(), 0)));
+    let mut toolstack = patient();
+    let (mut waiting, into) = (toolstack.watch.take().unwrap(), Rc::clone(&heard));
+    toolstack.watch = Some(Box::new(move |event| {
+        let mut heard = into.borrow_mut();
+        match event {
+            Event::Lanes(migration) => heard.0.push(*migration),
+            Event::Engine(Told::Phase { phase, .. }) => {
+                heard.1.push(*phase);
+                // Time for a sample or two, of which there are ten a second.
+                std::thread::sleep(Duration::from_millis(if *phase == Step::Rounds { 500 } else { 0 }));
+            }
+            Event::Engine(Told::Sample(sample)) => heard.2 = sample.pages.data.max(heard.2),
+            _ => {}
+        }
+        drop(heard);
+        waiting(event);
+    }));
+    let trip = Journey::new(plan(Mode::Plain)).go(&guest, &mut toolstack);
+    let ferried = trip.saved.unwrap().ferried.unwrap();
+    trip.restored.unwrap();
+    let (lanes, phases, data) = &*heard.borrow();
+    assert_eq!(lanes.len(), 1);
+    assert!(phases.contains(&Step::Rounds) && phases.contains(&Step::Stop), "{phases:?}");
+    assert!(*data > 0 && *data <= ferried.data, "{data} of {ferried:?}");
 }
 
 /// A setting that has no effect on lanes is not passed over in silence.

@@ -7,7 +7,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use mover::report::Mode;
+use mover::journal::Role;
+use mover::report::{Mode, Phase as Shown};
 use mover::units::{PAGE_BYTES_U64, f64_of};
 use rustix::io::Errno;
 
@@ -15,6 +16,7 @@ use super::arguments::{Invocation, Job};
 use super::engine::{Engine, Failure, Outcome};
 use super::errno_of;
 use super::messages::Level;
+use super::note::Noted;
 use super::session::Session;
 use crate::abi::{DomainId, Scheduling, ShadowOp, Xen};
 use crate::ferry::{Lingering, Plan, attached};
@@ -82,7 +84,8 @@ fn save_domain(
     let settings = Settings::load()
         .map_err(|error| Failure { errno: errno_of(Errno::INVAL), message: error.to_string() })?;
     session.log(Level::Info, &format!("Saving {domain}"));
-    let ferry = if live { plan(&settings, domain, session) } else { None };
+    note(session, Role::Source, domain);
+    let ferry = if live { plan(&settings, domain, session)? } else { None };
     let options = Options { live, verify: debug, policy: settings.save_policy(), ferry };
     let mut teller = Teller::new(session, live);
     let summary = save::domain(domain, io, &options, &mut teller, stop).map_err(|error| Failure {
@@ -109,9 +112,9 @@ fn save_domain(
 }
 
 /// How pages are to travel beside the stream, as far as this host's settings want that.
-fn plan(settings: &Settings, domain: DomainId, session: &mut Session) -> Option<Plan> {
+fn plan(settings: &Settings, domain: DomainId, session: &mut Session) -> Result<Option<Plan>, Failure> {
     let mode = match settings.mode {
-        ModeName::Stock => return None,
+        ModeName::Stock => return Ok(None),
         ModeName::Plain => Mode::Plain,
         ModeName::Refer => Mode::Refer,
         ModeName::Lazy => Mode::Lazy,
@@ -120,6 +123,9 @@ fn plan(settings: &Settings, domain: DomainId, session: &mut Session) -> Option<
         mode,
         lanes: settings.lanes,
         plaintext: settings.lanes_plaintext,
+        credentials: settings
+            .credentials()
+            .map_err(|error| Failure { errno: errno_of(Errno::INVAL), message: error.to_string() })?,
         addresses: settings.lanes_address.clone(),
         guest: domain.to_string(),
         disks: Vec::new(),
@@ -131,7 +137,7 @@ fn plan(settings: &Settings, domain: DomainId, session: &mut Session) -> Option<
             &format!("xenstore does not tell the guest's disks: {error}. Pages are sent instead"),
         );
     }
-    Some(plan)
+    Ok(Some(plan))
 }
 
 /// The guest's name and disks.
@@ -156,12 +162,15 @@ fn restore_domain(
     stop: &AtomicBool,
 ) -> Result<Outcome, Failure> {
     session.log(Level::Info, "Restoring domain");
+    note(session, Role::Target, domain);
     // Nothing of a restore depends on a setting but how fast it is.
-    let options = match Settings::load() {
-        Ok(settings) => restore::Options {
-            dial_back: settings.mode != ModeName::Stock,
-            plaintext: settings.lanes_plaintext,
-        },
+    let options = Settings::load().and_then(|settings| {
+        let dial_back = settings.mode != ModeName::Stock;
+        let credentials = if dial_back { settings.credentials()? } else { None };
+        Ok(restore::Options { dial_back, plaintext: settings.lanes_plaintext, credentials })
+    });
+    let options = match options {
+        Ok(options) => options,
         Err(error) => {
             session.log(Level::Warning, &format!("{error}. No lanes are taken up"));
             restore::Options::default()
@@ -275,6 +284,46 @@ impl<'a> Teller<'a> {
     }
 }
 
+/// What of a save goes into its note.
+fn note_save(noted: &mut Noted, event: &save::Event<'_>) {
+    match *event {
+        save::Event::Phase(phase) => noted.phase(match phase {
+            save::Phase::Prepare => Shown::Connect,
+            save::Phase::StaticState => Shown::Arm,
+            save::Phase::Rounds => Shown::Rounds,
+            save::Phase::Suspend | save::Phase::LastPages | save::Phase::FinalState => Shown::Stop,
+            save::Phase::Verify => Shown::Verify,
+            save::Phase::End => Shown::Commit,
+        }),
+        save::Event::Frames { round, sent, total } => noted.pages(round, sent, Some(total)),
+        save::Event::Lanes(migration) => noted.lanes(migration),
+        save::Event::Engine(told) => noted.engine(told),
+        save::Event::Round { .. } | save::Event::Note(_) | save::Event::Detail(_) => {}
+    }
+}
+
+/// What of a restore does.
+fn note_restore(noted: &mut Noted, event: &restore::Event<'_>) {
+    match *event {
+        restore::Event::Phase(phase) => noted.phase(match phase {
+            restore::Phase::Headers => Shown::Connect,
+            restore::Phase::Records => Shown::Rounds,
+            restore::Phase::Finish => Shown::Stop,
+        }),
+        restore::Event::Pages(pages) => noted.pages(1, pages, None),
+        restore::Event::Lanes(migration) => noted.lanes(migration),
+        restore::Event::Engine(told) => noted.engine(told),
+        restore::Event::Note(_) | restore::Event::Detail(_) => {}
+    }
+}
+
+/// Notes that `domain` is on its way, under its name, as far as xenstore knows it. Where there is no xenstore, there is no domain.
+fn note(session: &mut Session, role: Role, domain: DomainId) {
+    let Ok(mut store) = Xenstore::open() else { return };
+    let name = store.read(&format!("/local/domain/{}/name", domain.0)).ok().flatten();
+    session.note(role, &name.unwrap_or_else(|| domain.to_string()));
+}
+
 impl save::Toolstack for Teller<'_> {
     fn suspend(&mut self) -> io::Result<bool> {
         let suspended = self.session.suspend()?;
@@ -300,6 +349,9 @@ impl save::Toolstack for Teller<'_> {
     }
 
     fn report(&mut self, event: &save::Event<'_>) {
+        if let Some(noted) = self.session.noted() {
+            note_save(noted, event);
+        }
         match *event {
             save::Event::Phase(phase) => {
                 match phase {
@@ -322,6 +374,7 @@ impl save::Toolstack for Teller<'_> {
                 );
                 self.session.log(Level::Detail, &text);
             }
+            save::Event::Lanes(_) | save::Event::Engine(_) => {}
             save::Event::Note(text) => self.session.log(Level::Warning, text),
             save::Event::Detail(text) => self.session.log(Level::Detail, text),
         }
@@ -344,6 +397,9 @@ impl restore::Toolstack for Teller<'_> {
     }
 
     fn report(&mut self, event: &restore::Event<'_>) {
+        if let Some(noted) = self.session.noted() {
+            note_restore(noted, event);
+        }
         match *event {
             restore::Event::Phase(phase) => self.session.log(Level::Debug, &phase.to_string()),
             restore::Event::Pages(pages) => {
@@ -354,6 +410,7 @@ impl restore::Toolstack for Teller<'_> {
                     self.session.log(Level::Detail, &format!("{pages} pages restored, {speed:.1} MiB/s"));
                 }
             }
+            restore::Event::Lanes(_) | restore::Event::Engine(_) => {}
             restore::Event::Note(text) => self.session.log(Level::Warning, text),
             restore::Event::Detail(text) => self.session.log(Level::Detail, text),
         }

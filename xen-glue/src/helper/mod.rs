@@ -21,6 +21,7 @@ mod front;
 mod hypervisor;
 mod lingering;
 mod messages;
+mod note;
 mod session;
 mod stock;
 mod worker;
@@ -32,6 +33,7 @@ use std::process::ExitCode;
 pub use engine::{Engine, Failure, Outcome};
 pub use hypervisor::Hypervisor;
 pub use messages::{Level, Message, Note, Passed};
+pub use note::Noted;
 pub use session::Session;
 pub use stock::{DIVERTED, HELPER, OVERRIDE};
 

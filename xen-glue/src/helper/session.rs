@@ -5,8 +5,14 @@ use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Receiver;
 
+use mover::journal::Role;
+use mover::process::launch;
+use mover::runtime::{Runtime, Threads};
+use mover::wire::hello::MigrationId;
+
 use super::arguments::Invocation;
 use super::messages::{Level, Message, STATIC_DATA_DONE, SUSPEND, SWITCH_QEMU_LOGDIRTY};
+use super::note::Noted;
 use crate::ferry::Lingering;
 
 /// Who speaks in the engine's lines: libxc, whose place it has.
@@ -19,11 +25,12 @@ pub struct Session {
     out: UnixStream,
     answers: Receiver<i32>,
     left: Option<Lingering>,
+    noted: Option<Noted>,
 }
 
 impl Session {
     pub(crate) fn new(invocation: Invocation, out: UnixStream, answers: Receiver<i32>) -> Self {
-        Self { invocation, out, answers, left: None }
+        Self { invocation, out, answers, left: None, noted: None }
     }
 
     /// Has the guest suspended; false if libxl failed to.
@@ -68,6 +75,28 @@ impl Session {
     /// How far it is, for libxl's log; with a `total` of 0 a line without a percentage.
     pub fn progress(&mut self, what: &str, done: u64, total: u64) {
         let _ = self.tell(&Message::Progress { context: CONTEXT, what, done, total });
+    }
+
+    /// Notes from now on, for `pageferry status`, that this is an end of a migration of `guest`; an id of its own, until lanes
+    /// bring the one that both ends have. Where that can't be done, it is only not shown there.
+    pub fn note(&mut self, role: Role, guest: &str) {
+        let mut id = MigrationId::default();
+        Threads::new().random(&mut id.0);
+        match Noted::begin(&launch::notes_dir(), id, role, guest) {
+            Ok(noted) => self.noted = Some(noted),
+            Err(error) => {
+                self.log(Level::Detail, &format!("`pageferry status` will not show this: {error}"));
+            }
+        }
+    }
+
+    /// What is noted, if anything is.
+    pub fn noted(&mut self) -> Option<&mut Noted> {
+        self.noted.as_mut()
+    }
+
+    pub(crate) fn take_noted(&mut self) -> Option<Noted> {
+        self.noted.take()
     }
 
     /// What is to go on when libxl has been told that it is done.

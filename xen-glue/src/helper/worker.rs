@@ -61,7 +61,7 @@ pub(crate) fn run(engine: &dyn Engine, socket: RawFd, invocation: Invocation) ->
             session.hang_up();
             drop((session, io));
             if let Some(left) = left {
-                lingering::finish(left, invocation.domain);
+                lingering::finish(left, invocation.domain, noted);
             }
             ExitCode::SUCCESS
         }

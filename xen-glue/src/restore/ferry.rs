@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mover::error::Error;
+use mover::report::Event as Told;
+use mover::wire::hello::MigrationId;
 
 use super::phases::Restore;
 use super::{Event, RestoreError, Toolstack};
@@ -46,7 +48,9 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
             (None, false) => Err("they are in the clear, and `lanes_plaintext` is not set here".to_owned()),
             _ => Ok(offer),
         });
-        let started = offer.and_then(|offer| DialBack::start(offer).map_err(|error| error.to_string()));
+        let started = offer.and_then(|offer| {
+            DialBack::start(offer, self.options.credentials.clone()).map_err(|error| error.to_string())
+        });
         match started {
             Ok(dial) => self.ferry = Ferry::Dialling(dial),
             Err(why) => {
@@ -73,6 +77,7 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
         let arrival = arrive(&offer, connections, memory, self.target.hold_back())
             .map_err(|error| broken(format!("cannot start threads for the lanes: {error}")))?;
         self.toolstack.report(&Event::Detail("pages come by lanes"));
+        self.toolstack.report(&Event::Lanes(MigrationId(offer.migration)));
         self.ferry = Ferry::Receiving(arrival);
         Ok(())
     }
@@ -103,8 +108,8 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(RestoreError::Cancelled);
             }
-            for text in arrival.notices() {
-                self.toolstack.report(&Event::Note(&text));
+            for told in arrival.told() {
+                report(&mut *self.toolstack, &told);
             }
             // It ends before the stream does only if it fails; `Self::give_up` tells why.
             if arrival.is_over() {
@@ -122,7 +127,14 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
 
     /// The domain could run: has the source told.
     pub(super) fn confirm(&mut self) -> Result<(), RestoreError> {
-        if let Ferry::Receiving(arrival) = std::mem::take(&mut self.ferry) {
+        let ferry = std::mem::take(&mut self.ferry);
+        if let Ferry::Dialling(dial) = &ferry
+            && let Some(why) = dial.failure()
+        {
+            let text = format!("the lanes that the source offered could not be taken up: {why}");
+            self.toolstack.report(&Event::Note(&text));
+        }
+        if let Ferry::Receiving(arrival) = ferry {
             match arrival.go().map_err(|error| broken(error.to_string()))? {
                 Started::Whole(account) => {
                     self.restored.references = account.feedback.checked;
@@ -137,8 +149,8 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
     /// The restore has failed with `error`: ends the engine, whose own error goes before what followed from it.
     pub(super) fn give_up(&mut self, error: RestoreError) -> RestoreError {
         let Ferry::Receiving(arrival) = std::mem::take(&mut self.ferry) else { return error };
-        for text in arrival.notices() {
-            self.toolstack.report(&Event::Note(&text));
+        for told in arrival.told() {
+            report(&mut *self.toolstack, &told);
         }
         let was_over = arrival.is_over();
         match (arrival.stop(), error) {
@@ -148,6 +160,13 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
             (Some(own @ Error::Peer { .. }), RestoreError::Stream(_)) => broken(own.to_string()),
             (_, error) => error,
         }
+    }
+}
+
+fn report(toolstack: &mut impl Toolstack, told: &Told) {
+    match told {
+        Told::Notice { text, .. } => toolstack.report(&Event::Note(text)),
+        other => toolstack.report(&Event::Engine(other)),
     }
 }
 

@@ -21,11 +21,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
 
 pub use error::RestoreError;
+use mover::wire::hello::MigrationId;
 
 use crate::abi::DomainId;
 pub use crate::domain::Wiring;
 use crate::domain::{Domain, Frames, HvmTarget, PvTarget, Target};
-use crate::ferry::Lingering;
+use crate::ferry::{Credentials, Lingering};
 
 /// The toolstack that wants the domain restored.
 pub trait Toolstack {
@@ -47,12 +48,16 @@ pub trait Toolstack {
 }
 
 /// How it goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Event<'a> {
     /// A phase begins.
     Phase(Phase),
     /// So many pages have arrived.
     Pages(u64),
+    /// Pages come by the lanes of this migration.
+    Lanes(MigrationId),
+    /// What the engine of the lanes tells, notices excepted.
+    Engine(&'a mover::report::Event),
     /// Something an operator may want to know.
     Note(&'a str),
     /// Something for who wants to read more.
@@ -60,12 +65,14 @@ pub enum Event<'a> {
 }
 
 /// How a restore is to be done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Take page contents another way where the source offers it.
     pub dial_back: bool,
     /// In the clear too, where the source offers that.
     pub plaintext: bool,
+    /// From a source alone that this authority has certified.
+    pub credentials: Option<Credentials>,
 }
 
 /// What a restore is doing.

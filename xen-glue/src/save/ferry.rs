@@ -54,7 +54,12 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
         else {
             return Ok(());
         };
-        let terms = Terms { addresses: &plan.addresses, lanes: plan.lanes, plaintext: plan.plaintext };
+        let terms = Terms {
+            addresses: &plan.addresses,
+            lanes: plan.lanes,
+            plaintext: plan.plaintext,
+            authority: plan.credentials.as_ref().map(|credentials| &credentials.authority),
+        };
         match Harbour::open(terms, &Threads::new()) {
             Ok(harbour) => {
                 self.records.offer(harbour.offer())?;
@@ -100,6 +105,7 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
             let text = "the guest is not slowed down while its pages go by lanes (`throttle` in /etc/pageferry.toml)";
             self.toolstack.report(&Event::Note(text));
         }
+        self.toolstack.report(&Event::Lanes(MigrationId(offer.migration)));
         self.serve(departure, &absent, MigrationId(offer.migration))
     }
 
@@ -198,6 +204,9 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
     }
 
     fn told(&mut self, event: Told, round: &mut (u32, u64)) {
+        if !matches!(event, Told::Notice { .. }) {
+            self.toolstack.report(&Event::Engine(&event));
+        }
         match event {
             Told::Notice { text, .. } => self.toolstack.report(&Event::Note(&text)),
             Told::Round { round: number, pages, .. } => *round = (number, pages),

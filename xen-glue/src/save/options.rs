@@ -7,11 +7,12 @@ use std::time::Duration;
 
 pub use mover::policy::Observation;
 use mover::policy::{Decision, Wish};
+use mover::wire::hello::MigrationId;
 
 use crate::ferry::{Ferried, Lingering, Plan};
 
 /// How a save is to be done.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Send memory while the guest runs.
     pub live: bool,
@@ -126,6 +127,10 @@ pub enum Event<'a> {
         /// Downtime if the guest were stopped now.
         downtime: Duration,
     },
+    /// Pages leave the stream for the lanes of this migration.
+    Lanes(MigrationId),
+    /// What the engine of the lanes tells, notices excepted.
+    Engine(&'a mover::report::Event),
     /// Something an operator may want to know.
     Note(&'a str),
     /// Something for who wants to read more.

@@ -43,7 +43,7 @@ const PHASES: [(Phase, &str); 8] = [
 /// Every family, as it stands now.
 fn text() -> String {
     let directory = launch::runtime_dir();
-    let notes = status::look(&directory);
+    let notes = status::look_everywhere();
     let mut out = Text::default();
     out.family("pageferry_build_info", Kind::Gauge, "The program's version, as a label; always 1.");
     out.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
