@@ -17,6 +17,10 @@ pub(crate) struct Host {
 #[allow(dead_code, reason = "each test program has use for a part of it")]
 impl Host {
     pub(crate) fn new() -> Option<Self> {
+        Self::holding(&[])
+    }
+    /// With an image made with these flags.
+    pub(crate) fn holding(flags: &[&str]) -> Option<Self> {
         let host = Self { directory: tempfile::tempdir_in("/var/tmp").expect("a temporary directory") };
         if !host.run(&["doctor", "--quiet"]).status.success() {
             eprintln!(
@@ -26,7 +30,7 @@ impl Host {
         }
         let image = host.image();
         let image = image.to_str().expect("a plain name");
-        host.must(&["image", image, "--size", "64M"]);
+        host.must(&[&["image", image, "--size", "64M"], flags].concat());
         host.must(&["index", "build", image]);
         host.must(&["guest", "start", "desk", "--memory", "32M", "--disk", image]);
         Some(host)
