@@ -38,6 +38,8 @@ enum Command {
     Row(load::row::Arguments),
     /// Many guests at once in both directions
     Many(load::many::Arguments),
+    /// One guest beside a flood of strangers, and alone, in turns
+    Flood(load::flood::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Command::Faults(arguments) => faults::run(&cli.program, &arguments),
         Command::Row(arguments) => load::row::run(&cli.program, &arguments),
         Command::Many(arguments) => load::many::run(&cli.program, &arguments),
+        Command::Flood(arguments) => load::flood::run(&cli.program, &arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

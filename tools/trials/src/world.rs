@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -191,6 +192,22 @@ impl World {
         let peer = to.address().to_string();
         let words = ["neighbour", "replace", &peer, "lladdr", address, "dev", CABLE, "nud", "permanent"];
         self.ip(from, &words).map(drop)
+    }
+
+    /// Gives the source's end these addresses as well; the target's knows the way to them.
+    pub(crate) fn more_addresses(&self, addresses: impl Iterator<Item = Ipv4Addr>) -> Result<()> {
+        for address in addresses {
+            let whole = format!("{address}/32");
+            self.ip(End::Source, &["address", "add", &whole, "dev", CABLE])?;
+            let via = End::Source.address().to_string();
+            self.ip(End::Target, &["route", "add", &whole, "via", &via, "dev", CABLE])?;
+        }
+        Ok(())
+    }
+
+    /// Does `work` at that end of the cable.
+    pub(crate) fn inside<T: Send>(&self, end: End, work: impl FnOnce() -> T + Send) -> Result<T> {
+        Ok(self.lab.inside(end, work)?)
     }
 
     fn ip(&self, end: End, arguments: &[&str]) -> Result<String> {

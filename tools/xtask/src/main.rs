@@ -58,10 +58,10 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Real processes under load: `row` (one guest to and fro a thousand times, with random faults) or `many` (eight guests at
-    /// once in both directions, for ten minutes); takes root
+    /// Real processes under load: `row` (one guest to and fro a thousand times, with random faults), `many` (eight guests at
+    /// once in both directions, for ten minutes) or `flood` (one beside a hundred thousand strangers, and alone); takes root
     Load {
-        /// `row` or `many`, and its arguments; --help tells them.
+        /// `row`, `many` or `flood`, and its arguments; --help tells them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },

@@ -4,9 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,11 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use mover::net::lab::End;
 use mover::units::{f64_of, u64_of};
-use serde_json::Value;
 
-use super::across;
-use crate::faults::case::Ending;
-use crate::world::{ENDS, World, complaint};
+use super::{Waiting, across};
+use crate::world::{ENDS, World};
 
 const MODES: [&str; 3] = ["plain", "refer", "lazy"];
 /// How often processes are looked at.
@@ -124,22 +120,7 @@ fn travel(world: &World, name: &str, number: usize, end: Instant) -> Result<Told
 
 /// One migration; the bytes it took.
 fn once(world: &World, name: &str, from: End, mode: &str) -> Result<u64> {
-    let to = across(from);
-    let listen = format!("{}:0", to.address());
-    let mut receive = world.command(to)?;
-    receive.args(["receive", "--listen", &listen, "--json", "--quiet"]).stdout(Stdio::piped());
-    let mut target = Ending(receive.spawn()?);
-    let said = target.0.stdout.take().context("a pipe")?;
-    let line = BufReader::new(said).lines().next().context("the target said nothing")??;
-    let listening: Value = serde_json::from_str(&line)?;
-    let word = |key: &str| listening[key].as_str().context("an address and a token");
-    let (address, token) = (word("address")?, word("token")?);
-    let send =
-        ["send", "--guest", name, "--to", address, "--token", token, "--mode", mode, "--json", "--quiet"];
-    let sent = world.run(from, &send)?;
-    ensure!(sent.status.success(), "it failed: {}", complaint(&sent));
-    ensure!(target.0.wait()?.success(), "the target failed");
-    let summary: Value = serde_json::from_slice(&sent.stdout)?;
+    let summary = Waiting::start(world, across(from))?.moved(world, name, from, mode)?;
     summary["link_bytes"].as_u64().context("a summary has link_bytes")
 }
 
