@@ -10,7 +10,7 @@ use crate::units::show_bytes;
 /// Bit of CAP_IPC_LOCK in a capability set (linux/capability.h).
 const CAP_IPC_LOCK: u32 = 14;
 /// Locked memory an end uses for its staging slots and rings.
-const MEMLOCK_WANTED: u64 = 64 << 20;
+pub(super) const MEMLOCK_WANTED: u64 = 64 << 20;
 
 /// Processors and memory.
 pub(super) fn processors() -> Capability {

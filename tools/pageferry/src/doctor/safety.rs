@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use mover::kernel::probe;
 use mover::net::tls::Identity;
 use mover::process::launch;
 use rustix::fs::{Access, access};
@@ -19,7 +20,7 @@ const FAST_CLOCKS: [&str; 4] = ["tsc", "kvm-clock", "hyperv_clocksource_tsc_page
 
 /// All of them.
 pub(super) fn probes() -> Vec<Capability> {
-    vec![tls(), ciphers(), seccomp(), directories(), descriptors(), clock()]
+    vec![tls(), ciphers(), seccomp(), directories(), rights(), descriptors(), clock()]
 }
 
 fn tls() -> Capability {
@@ -82,10 +83,14 @@ fn seccomp() -> Capability {
     }
 }
 
+fn places() -> [PathBuf; 3] {
+    [state::records_dir(), state::index_dir(), launch::runtime_dir()]
+}
+
 /// Where records and control sockets go.
 fn directories() -> Capability {
     let this = Capability::required("state directory", "no migration begins without its record");
-    let places = [state::records_dir(), state::index_dir(), launch::runtime_dir()];
+    let places = places();
     let shut: Vec<_> = places.iter().filter_map(|path| shut(path)).collect();
     if shut.is_empty() {
         let shown: Vec<_> = places.iter().map(|path| path.display().to_string()).collect();
@@ -105,6 +110,43 @@ fn shut(path: &Path) -> Option<String> {
     }
     let error = access(there.as_path(), Access::WRITE_OK | Access::EXEC_OK).err()?;
     Some(format!("{}: {error}", there.display()))
+}
+
+/// What this user can't have that root could.
+fn rights() -> Capability {
+    let missing = [
+        (probe::log_writes().is_err(), "userfaultfd: its guest could not be moved on while it runs"),
+        (probe::hold_back().is_err(), "userfaultfd for pages that are missing: no mode `lazy`"),
+        (probe::uring_operations().is_err(), "io_uring: disks are read by a pool of threads"),
+        (memlock_is_short(), "locked memory: buffers are pinned for each read anew"),
+        (places().iter().any(|path| shut(path).is_some()), "its directories: no migration begins"),
+    ];
+    let missing = missing.into_iter().filter_map(|(is, what)| is.then_some(what)).collect();
+    judge_rights(rustix::process::geteuid().is_root(), missing)
+}
+
+fn judge_rights(root: bool, missing: Vec<&str>) -> Capability {
+    let this = Capability::optional(
+        "rights",
+        "`send` and `receive` by this user do without what is named, and can't have ports below 1024 or disks that belong to \
+         others",
+    );
+    match (root, missing.as_slice()) {
+        (true, _) => this.yes("root's; `send` and `receive` give them up when everything is open"),
+        (false, []) => this.yes(
+            "those of a user, and `send` and `receive` miss none; disks have to be this user's, and ports 1024 or above",
+        ),
+        (false, missing) => this.partly(
+            format!("those of a user; `receive` would lack {}", missing.join("; ")),
+            "as the lines above say of each, or run as root: it gives its privileges up when everything is open",
+        ),
+    }
+}
+
+/// Less than an end locks, and no right to more.
+fn memlock_is_short() -> bool {
+    let limit = getrlimit(Resource::Memlock).current;
+    limit.is_some_and(|limit| limit < super::machine::MEMLOCK_WANTED)
 }
 
 fn descriptors() -> Capability {
@@ -151,6 +193,15 @@ mod tests {
         assert_eq!(aes("flags\t\t: fpu pclmulqdq avx\n").0, Vec::<&str>::new());
         assert_eq!(aes("Features\t: fp aes pmull sha2\n"), (vec!["aes", "pmull"], vec![]));
         assert_eq!(aes("").0, Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_user_is_told_what_is_missing_and_root_that_it_is_given_up() {
+        assert!(judge_rights(true, vec!["x"]).found.contains("give them up"));
+        assert_eq!(judge_rights(false, Vec::new()).state, crate::doctor::State::Yes);
+        let lacking = judge_rights(false, vec!["io_uring: slow", "its directories: none"]);
+        assert_eq!(lacking.state, crate::doctor::State::Partly);
+        assert!(lacking.found.contains("`receive` would lack io_uring: slow; its directories: none"));
     }
 
     #[test]
