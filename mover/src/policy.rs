@@ -4,11 +4,15 @@
 //! next round still makes the downtime shorter, stops when it is under what is allowed and has settled (after waiting a
 //! little for a better moment), throttles a guest that does not converge if that is wanted, and ends a migration that
 //! can't, as configured.
+//!
+//! A guest is slowed late and by much. At full speed it rewrites pages that are still to be sent, which costs nothing; rounds
+//! shrink until as many are dirtied as sent. From there on `left` bytes to send, at a link of L and writes of w at full speed,
+//! take left / (L - s w) at speed s, and cost the guest (1 - s) of that time: the less the slower it goes.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
 
-use crate::units::{PAGE_BYTES_U64, f64_of};
+use crate::units::{PAGE_BYTES_U64, f64_of, u64_of_f64};
 
 /// What is known after a round.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -25,6 +29,9 @@ pub struct Observation {
     pub fixed: Duration,
     /// Guest's speed now, percent.
     pub speed: u8,
+    /// Bytes a second that the guest dirties at that speed, as counted at the begin of the last round, when hardly a page
+    /// was dirtied twice; none if that was not looked at.
+    pub written: Option<f64>,
     /// How long ago the downtime first was what is allowed; zero if it was not before.
     pub waited: Duration,
 }
@@ -43,6 +50,13 @@ impl Observation {
     }
     fn shrinks(&self) -> bool {
         self.dirty_before.is_none_or(|before| self.dirty * 10 < before * 8)
+    }
+    /// The speed to slow the guest to, percent.
+    fn slower(&self) -> u8 {
+        let step = self.speed / 5 * 3;
+        let full = self.written.unwrap_or(0.0) * 100.0 / f64::from(self.speed.max(1));
+        let aim = 100.0 * LEFT_TO_WRITES * self.link_rate / full.max(1.0);
+        u8::try_from(u64_of_f64(aim)).unwrap_or(u8::MAX).min(step).max(SLOWEST)
     }
 }
 
@@ -83,6 +97,8 @@ const SHORT: Duration = Duration::from_millis(3);
 const PATIENCE: u32 = 10;
 /// Slowest speed a guest is throttled to, percent.
 const SLOWEST: u8 = 5;
+/// The part of the link's rate that a guest that is slowed down may dirty: each round is about that of the one before.
+const LEFT_TO_WRITES: f64 = 0.25;
 
 /// libxenguest's decision.
 #[must_use]
@@ -97,15 +113,14 @@ pub fn decide(seen: &Observation, wish: &Wish) -> Decision {
     let last = seen.rounds >= wish.max_rounds;
     if seen.fits(wish) {
         let transfer = predicted.saturating_sub(seen.fixed);
-        let settled = transfer <= SETTLED
-            || !seen.shrinks() && (transfer <= SHORT || seen.waited >= PATIENCE * wish.max_downtime);
+        let slowed = seen.speed < 100;
+        let waited = slowed || seen.waited >= PATIENCE * wish.max_downtime;
+        let settled = transfer <= SETTLED || !seen.shrinks() && (transfer <= SHORT || waited);
         return if settled || last { Decision::Stop } else { Decision::Round };
     }
     match (seen.shrinks(), last) {
         (true, false) => Decision::Round,
-        (false, _) if wish.throttle && seen.speed > SLOWEST => {
-            Decision::Throttle((seen.speed / 5 * 3).max(SLOWEST))
-        }
+        (false, _) if wish.throttle && seen.speed > SLOWEST => Decision::Throttle(seen.slower()),
         (false, false) => Decision::Round,
         (_, true) if wish.finish => Decision::Stop,
         (_, true) => Decision::GiveUp,
@@ -126,6 +141,7 @@ mod tests {
         link_rate: 100e6,
         fixed: Duration::from_millis(5),
         speed: 100,
+        written: None,
         waited: Duration::ZERO,
     };
 
@@ -187,6 +203,36 @@ mod tests {
                 seen(|s| s.dirty = 9900),
                 throttle,
                 Decision::Throttle(60),
+            ),
+            (
+                "writes half as fast again as the link: a quarter of the link is left to it",
+                seen(|s| (s.dirty, s.written) = (9900, Some(150e6))),
+                throttle,
+                Decision::Throttle(16),
+            ),
+            (
+                "writes far more than could be left to it",
+                seen(|s| (s.dirty, s.written) = (9900, Some(9e9))),
+                throttle,
+                Decision::Throttle(5),
+            ),
+            (
+                "writes little, and yet does not shrink: a step",
+                seen(|s| (s.dirty, s.written) = (9900, Some(1e6))),
+                throttle,
+                Decision::Throttle(60),
+            ),
+            (
+                "slowed, and still too much: by what it does at that speed",
+                seen(|s| (s.dirty, s.speed, s.written) = (9900, 50, Some(100e6))),
+                throttle,
+                Decision::Throttle(12),
+            ),
+            (
+                "slowed and short enough: no better moment is waited for",
+                seen(|s| (s.dirty_before, s.speed) = (Some(1100), 20)),
+                throttle,
+                Decision::Stop,
             ),
             (
                 "throttled to the end",

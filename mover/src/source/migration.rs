@@ -108,6 +108,8 @@ pub(super) struct Migration {
     pub(super) round: Option<Arc<Round>>,
     pub(super) rounds: u32,
     pub(super) link_rate: f64,
+    /// Bytes a second that the guest dirtied at the begin of this round; 0 until it is known.
+    pub(super) write_rate: f64,
     pub(super) control_bytes: u64,
     pub(super) began: Moment,
     pub(super) summary: Summary,
@@ -183,6 +185,7 @@ impl Migration {
             round: None,
             rounds: 0,
             link_rate: 0.0,
+            write_rate: 0.0,
             control_bytes: 0,
             began: now,
             summary,

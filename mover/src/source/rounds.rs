@@ -10,7 +10,7 @@ use crate::policy::{self, Decision, Observation, Wish};
 use crate::report::{Event, Mode};
 use crate::source::NotConverging;
 use crate::source::migration::Migration;
-use crate::units::f64_of;
+use crate::units::{PAGE_BYTES_U64, f64_of};
 use crate::wire::control::Message;
 
 /// How often the dirty log is looked at within a round: a page that is dirty again is not sent for nothing.
@@ -127,6 +127,7 @@ impl Migration {
     }
 
     fn observe(&self, dirty: u64, dirty_before: Option<u64>, waited: Duration) -> Observation {
+        let written = (self.write_rate > 0.0).then_some(self.write_rate);
         Observation {
             rounds: self.rounds,
             dirty,
@@ -134,6 +135,7 @@ impl Migration {
             link_rate: self.link_rate,
             fixed: FIXED_DOWNTIME,
             speed: self.speed,
+            written,
             waited,
         }
     }
@@ -156,6 +158,8 @@ impl Migration {
 
     /// The pages of the next round; from now on the next round is the one after.
     pub(super) fn take_next(&mut self) -> Bitmap {
+        self.write_rate = 0.0;
+        self.last_peek = self.around.runtime.now();
         let empty = Bitmap::new(self.next.len());
         self.sending.dirty_again.copy_from(&empty);
         std::mem::replace(&mut self.next, empty)
@@ -177,7 +181,12 @@ impl Migration {
         let due = self.around.runtime.now().since(self.last_peek) >= PEEK;
         let peeks = self.config.mode != Mode::Stock && self.dirty.is_cheap();
         if due && peeks && self.armed && self.round.is_some() {
+            let since = self.around.runtime.now().since(self.last_peek);
             self.harvest()?;
+            // Of a round's peeks the first: later ones find pages dirty that are dirty already.
+            if self.write_rate == 0.0 {
+                self.write_rate = f64_of(self.next.count() * PAGE_BYTES_U64) / since.as_secs_f64();
+            }
             self.sending.dirty_again.copy_from(&self.next);
         }
         Ok(())

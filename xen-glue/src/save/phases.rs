@@ -168,7 +168,16 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
             let rounds = self.summary.rounds;
             let waited = fitted_at.map_or(Duration::ZERO, |at: Instant| at.elapsed());
             let speed = self.speed;
-            let seen = Observation { rounds, dirty, dirty_before, link_rate, fixed: FIXED, speed, waited };
+            let seen = Observation {
+                rounds,
+                dirty,
+                dirty_before,
+                link_rate,
+                fixed: FIXED,
+                speed,
+                written: None,
+                waited,
+            };
             let (rate, downtime) = (link_rate, seen.predicted());
             self.toolstack.report(&Event::Round { round: rounds, dirty, rate, downtime });
             match self.toolstack.judge(&seen, self.summary.pages) {
