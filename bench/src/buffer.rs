@@ -8,12 +8,58 @@ use mover::memory::Mapping;
 use mover::units::{u64_of, usize_of};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
+/// What the kernel makes a buffer of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Pages {
+    /// Pages of 4 KiB.
+    Small,
+    /// Pages of 2 MiB, which an operator reserves.
+    Huge,
+}
+
+impl Pages {
+    /// As on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Huge => "huge",
+        }
+    }
+
+    /// Why `bytes` of them can't be had; none if they can.
+    #[must_use]
+    pub fn obstacle(self, bytes: usize) -> Option<String> {
+        let needed = bytes.div_ceil(2 << 20);
+        if self == Self::Small || needed == 0 {
+            return None;
+        }
+        let text = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+        let free: usize = text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        (free < needed).then(|| {
+            format!("{needed} huge pages are needed, {free} are reserved and free (sysctl vm.nr_hugepages={needed})")
+        })
+    }
+}
+
 /// Makes one of `bytes`, a whole number of pages. Two with the same `seed` hold the same.
 ///
 /// # Errors
 /// When memory is short.
 pub fn incompressible(bytes: usize, seed: u64) -> io::Result<Mapping> {
-    let file = memfd_create("pageferry-bench", MemfdFlags::CLOEXEC)?;
+    incompressible_on(bytes, seed, Pages::Small)
+}
+
+/// The same made of such pages.
+///
+/// # Errors
+/// When memory is short.
+pub fn incompressible_on(bytes: usize, seed: u64, pages: Pages) -> io::Result<Mapping> {
+    let kind = match pages {
+        Pages::Small => MemfdFlags::empty(),
+        Pages::Huge => MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+    };
+    let file = memfd_create("pageferry-bench", MemfdFlags::CLOEXEC | kind)?;
     ftruncate(&file, u64_of(bytes))?;
     let mapping = Mapping::shared(file.as_fd(), bytes, true)?;
     fill(&mapping, seed);

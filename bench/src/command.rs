@@ -12,9 +12,10 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use mover::process::launch;
 
+use crate::buffer::Pages;
 use crate::demo::Link;
 use crate::report::{Report, Section, Verdict};
-use crate::suite::{self, Context, Suite};
+use crate::suite::{self, Context, Storage, Suite};
 use crate::{machine, page, worker};
 
 /// Measures the engine against plain references and its own limits.
@@ -46,6 +47,9 @@ struct Cli {
     /// Over which links the suite `modes` goes; give it again for more.
     #[arg(long = "link", value_name = "LINK", value_enum, default_value = "1gbit")]
     links: Vec<Link>,
+    /// Where the guests' disks are in the suite `modes`; give it again for both.
+    #[arg(long, value_name = "WHERE", value_enum, default_value = "own")]
+    storage: Vec<Storage>,
     /// Where files to read from disk are made; needs a few GiB and O_DIRECT.
     #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
     scratch: PathBuf,
@@ -62,6 +66,8 @@ enum Role {
         which: worker::Which,
         /// Bytes of its buffer.
         bytes: usize,
+        /// Pages it is made of.
+        pages: Pages,
     },
     /// The guest process of a measurement, started by the harness itself.
     #[command(hide = true)]
@@ -86,8 +92,8 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> Result<ExitCode, clap
 
 fn measure(cli: Cli, words: Vec<String>) -> Result<ExitCode> {
     match cli.role {
-        Some(Role::Worker { which, bytes }) => {
-            worker::serve(which, bytes)?;
+        Some(Role::Worker { which, bytes, pages }) => {
+            worker::serve(which, bytes, pages)?;
             return Ok(ExitCode::SUCCESS);
         }
         Some(Role::Guest) => {
@@ -114,9 +120,15 @@ fn measure(cli: Cli, words: Vec<String>) -> Result<ExitCode> {
     };
     let wanted = choose(all, &names)?;
     let runs = cli.runs.unwrap_or(if cli.quick { 3 } else { 7 });
-    let context =
-        Context { runs: runs.max(1), quick: cli.quick, workloads, links: cli.links, scratch: cli.scratch }
-            .ready()?;
+    let context = Context {
+        runs: runs.max(1),
+        quick: cli.quick,
+        workloads,
+        links: cli.links,
+        storage: cli.storage,
+        scratch: cli.scratch,
+    }
+    .ready()?;
     let mut report = Report::new(machine::describe(), words);
     for suite in wanted {
         eprintln!("{}: {}", suite.name(), suite.about());

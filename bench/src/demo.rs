@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use mover::report::{Mode, Summary};
+use mover::units::f64_of;
 use serde::Deserialize;
 
 use crate::onlooker::Fared;
@@ -38,14 +39,20 @@ impl Link {
         }
     }
 
+    /// Bits a second on the wire; 0 if it is not shaped.
+    #[must_use]
+    pub fn bits_per_second(self) -> u64 {
+        match self {
+            Self::One => 1_000_000_000,
+            Self::Ten => 10_000_000_000,
+            Self::Unshaped => 0,
+        }
+    }
+
     /// Bytes of TCP payload a second; none if it is not shaped.
     #[must_use]
     pub fn bytes_per_second(self) -> Option<f64> {
-        match self {
-            Self::One => Some(1e9 / 8.0 * PAYLOAD),
-            Self::Ten => Some(1e10 / 8.0 * PAYLOAD),
-            Self::Unshaped => None,
-        }
+        (self != Self::Unshaped).then(|| f64_of(self.bits_per_second()) / 8.0 * PAYLOAD)
     }
 }
 

@@ -1,5 +1,5 @@
-//! fio, the reference for reading: io_uring and O_DIRECT on a file, with runs of given lengths at random places, its
-//! buffers and file registered, which is the fastest it does.
+//! fio, the reference for reading: io_uring and O_DIRECT on a file, with runs of given lengths at random places or one behind
+//! the other, its buffers and file registered, which is the fastest it does.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,6 +14,15 @@ pub struct RunLength {
     pub bytes: usize,
     /// Percent of all runs; a distribution's add up to 100.
     pub percent: u32,
+}
+
+/// Where runs are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// Anywhere.
+    Random,
+    /// Each where the last one ended.
+    Sequential,
 }
 
 /// What fio reached.
@@ -43,14 +52,32 @@ struct Read {
     bw_bytes: f64,
 }
 
-/// Reads `file` for `seconds`.
+/// Reads `file` for `seconds`, runs at random places.
 ///
 /// # Errors
 /// When fio is missing, with the way to get it, or fails.
 pub fn read(file: &Path, lengths: &[RunLength], depth: usize, seconds: f64) -> Result<Reached> {
+    read_in(Order::Random, file, lengths, depth, seconds)
+}
+
+/// The same with runs in an order.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_in(
+    order: Order,
+    file: &Path,
+    lengths: &[RunLength],
+    depth: usize,
+    seconds: f64,
+) -> Result<Reached> {
+    let order = match order {
+        Order::Random => "--rw=randread",
+        Order::Sequential => "--rw=read",
+    };
     let split: Vec<_> = lengths.iter().map(|length| format!("{}/{}", length.bytes, length.percent)).collect();
     let output = Command::new("fio")
-        .args(["--name=reference", "--rw=randread", "--ioengine=io_uring", "--direct=1", "--thread"])
+        .args(["--name=reference", order, "--ioengine=io_uring", "--direct=1", "--thread"])
         .args([
             "--norandommap",
             "--randrepeat=0",

@@ -1,5 +1,5 @@
-//! A guest that does nothing: a buffer as its memory, a state of a few bytes, no disks. What a migration of it costs is
-//! the engine's own cost. One process sends it, another receives it, as `pageferry send` and `receive` do.
+//! A guest that does nothing, or that writes at a rate: a buffer as its memory, a state of a few bytes, no disks. What a
+//! migration of it costs is the engine's own cost. One process sends it, another receives it, as `pageferry send` and `receive` do.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +24,8 @@ use mover::source::{self, Surroundings};
 use mover::target;
 use mover::units::{DiskId, PageCount, Pfn};
 use mover::wire::hello::{MigrationId, Secret};
+
+use crate::writer::{Writer, WriterLife, Writes};
 
 /// Both ends know it; nobody else is there.
 const TOKEN: Secret = Secret([7; 32]);
@@ -71,11 +73,16 @@ impl WriteLog for Idle {
     }
 }
 
-impl SourceLife for Idle {
+/// Its life on the source; that of what writes in it, if anything does.
+struct Life(Option<WriterLife>);
+
+impl SourceLife for Life {
     fn pause(&mut self) -> Result<(), GuestError> {
+        self.0.iter().for_each(WriterLife::pause);
         Ok(())
     }
     fn resume(&mut self) -> Result<(), GuestError> {
+        self.0.iter().for_each(WriterLife::resume);
         Ok(())
     }
     fn save_state(&mut self) -> Result<Vec<u8>, GuestError> {
@@ -138,13 +145,15 @@ pub struct Plan {
     pub known: Option<Arc<dyn Duplicates>>,
     /// The target's key; none: in the clear.
     pub pin: Option<Fingerprint>,
+    /// What it writes meanwhile, if anything.
+    pub writes: Option<Writes>,
 }
 
 impl Plan {
     /// Everything as data, as fast as it goes.
     #[must_use]
     pub fn plain(lanes: usize) -> Self {
-        Self { mode: Mode::Plain, lanes, bandwidth: None, disk: None, known: None, pin: None }
+        Self { mode: Mode::Plain, lanes, bandwidth: None, disk: None, known: None, pin: None, writes: None }
     }
 }
 
@@ -158,10 +167,15 @@ fn disks(path: Option<&Path>) -> Result<Arc<dyn Disks>, DiskError> {
 /// # Errors
 /// When the migration fails.
 pub fn send(buffer: &Arc<Mapping>, port: u16, plan: Plan) -> Result<Summary> {
+    let writer = plan.writes.map(|writes| Writer::start(buffer, writes)).transpose()?;
+    let dirty: Box<dyn DirtyLog> = match &writer {
+        Some(writer) => Box::new(writer.log()),
+        None => Box::new(Idle),
+    };
     let guest = SourceGuest {
         memory: Arc::new(Memory(Arc::clone(buffer))),
-        dirty: Box::new(Idle),
-        life: Box::new(Idle),
+        dirty,
+        life: Box::new(Life(writer.as_ref().map(Writer::life))),
         disks: disks(plan.disk.as_deref())?,
         writes: Box::new(Idle),
     };

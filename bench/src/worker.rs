@@ -30,9 +30,10 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::buffer::{digest, incompressible, part};
+use crate::buffer::{Pages, digest, incompressible_on, part};
 use crate::idle::{self, Plan};
 use crate::program;
+use crate::writer::Writes;
 
 /// Which end a worker is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -55,10 +56,12 @@ pub enum By {
         /// Bytes that its sockets may hold unsent.
         unsent: u32,
     },
-    /// The whole engine: the buffer is the memory of a guest that does nothing, migrated in mode `plain`.
+    /// The whole engine: the buffer is the memory of a guest, migrated in mode `plain`.
     Engine {
         /// Whether over TLS; if not, in the clear.
         encrypted: bool,
+        /// What the guest writes meanwhile; none: it does nothing.
+        writes: Option<Writes>,
     },
 }
 
@@ -106,12 +109,12 @@ pub struct Done {
 ///
 /// # Errors
 /// When a socket fails.
-pub fn serve(which: Which, bytes: usize) -> Result<()> {
+pub fn serve(which: Which, bytes: usize, pages: Pages) -> Result<()> {
     let seed = match which {
         Which::Sender => 1,
         Which::Receiver => 2,
     };
-    let buffer = Arc::new(incompressible(bytes, seed)?);
+    let buffer = Arc::new(incompressible_on(bytes, seed, pages)?);
     let mut output = io::stdout().lock();
     say(&mut output, &Listening { port: 0, pin: None })?;
     for line in io::stdin().lock().lines() {
@@ -120,9 +123,10 @@ pub fn serve(which: Which, bytes: usize) -> Result<()> {
             Which::Sender => match run.by {
                 By::Calls => send(&buffer, run)?,
                 By::Tcp { head, unsent } => send_pages(&buffer, run, (head, unsent))?,
-                By::Engine { .. } => {
+                By::Engine { writes, .. } => {
                     let pin = run.pin.map(Fingerprint);
-                    timed(|| idle::send(&buffer, run.port, Plan { pin, ..Plan::plain(run.connections) }))?
+                    let plan = Plan { pin, writes, ..Plan::plain(run.connections) };
+                    timed(|| idle::send(&buffer, run.port, plan))?
                 }
             },
             Which::Receiver if run.by == By::Calls => {
@@ -137,7 +141,7 @@ pub fn serve(which: Which, bytes: usize) -> Result<()> {
                     receive_pages(&buffer, run, head, &mut acceptor)?
                 }
                 by => {
-                    let entrance = idle::entrance(by == By::Engine { encrypted: true })?;
+                    let entrance = idle::entrance(matches!(by, By::Engine { encrypted: true, .. }))?;
                     let pin = entrance.fingerprint().map(|print| print.0);
                     say(&mut output, &Listening { port: entrance.local().port(), pin })?;
                     timed(|| idle::receive(&buffer, entrance, None))?
@@ -297,13 +301,13 @@ impl Worker {
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start(which: Which, bytes: usize) -> Result<Self> {
+    pub fn start(which: Which, bytes: usize, pages: Pages) -> Result<Self> {
         let name = match which {
             Which::Sender => "sender",
             Which::Receiver => "receiver",
         };
         let mut child = program::itself()?
-            .args(["worker", name, &bytes.to_string()])
+            .args(["worker", name, &bytes.to_string(), pages.name()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

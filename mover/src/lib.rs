@@ -12,6 +12,7 @@ pub mod bitmap;
 pub mod confine;
 pub mod disk;
 pub mod error;
+pub mod evacuation;
 pub mod fingerprint;
 pub mod guest;
 pub mod index;

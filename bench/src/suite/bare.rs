@@ -5,7 +5,7 @@ use anyhow::Result;
 use mover::units::{f64_of, u64_of};
 
 use super::{Context, Suite};
-use crate::buffer::gib;
+use crate::buffer::{Pages, gib};
 use crate::report::Row;
 use crate::stats::Runs;
 use crate::worker::{By, Run, Which, Worker, copy};
@@ -73,7 +73,7 @@ pub(crate) struct Shape {
 impl Shape {
     /// The whole engine over two lanes, over TLS or in the clear.
     pub(crate) fn engine(encrypted: bool) -> Self {
-        let by = By::Engine { encrypted };
+        let by = By::Engine { encrypted, writes: None };
         Self { connections: 2, chunk: 1 << 20, wait_all: false, pinned: false, by }
     }
 
@@ -104,8 +104,13 @@ pub(crate) struct Ends {
 impl Ends {
     /// Starts them, fills the buffers, and copies once with a check that every byte arrives.
     pub(crate) fn start(bytes: usize) -> Result<Self> {
-        let sender = Worker::start(Which::Sender, bytes)?;
-        let receiver = Worker::start(Which::Receiver, bytes)?;
+        Self::start_on(bytes, Pages::Small)
+    }
+
+    /// The same with buffers of such pages.
+    pub(crate) fn start_on(bytes: usize, pages: Pages) -> Result<Self> {
+        let sender = Worker::start(Which::Sender, bytes, pages)?;
+        let receiver = Worker::start(Which::Receiver, bytes, pages)?;
         let mut ends = Self { sender, receiver, bytes };
         ends.copy(
             Shape { connections: 2, chunk: 1 << 20, wait_all: false, pinned: false, by: By::Calls },

@@ -58,6 +58,11 @@ impl Stage<'_> {
         if self.context.quick { "256M" } else { full }
     }
 
+    /// Modes that are compared.
+    fn modes(&self) -> &'static [Mode] {
+        if self.context.quick { &[Mode::Lazy] } else { &[Mode::Plain, Mode::Lazy] }
+    }
+
     /// Moves a guest with these shares of cache, anonymous and free memory that does `activity`, so many times in each mode.
     fn moved(&self, name: &str, guest: (&str, [u8; 3], &str), how: &How<'_>) -> Result<Vec<Moved>> {
         let (memory, [cache, anonymous, free], activity) = guest;
@@ -133,12 +138,12 @@ fn waits(stage: &Stage<'_>) -> Result<Vec<Row>> {
 /// A guest that does nothing, looked at often.
 fn silence(stage: &Stage<'_>) -> Result<Vec<Row>> {
     let memory = stage.memory("2G");
-    let modes = [Mode::Plain, Mode::Lazy];
-    let how = How { link: Link::Ten, modes: &modes, more: &["--look-every", LOOK] };
+    let modes = stage.modes();
+    let how = How { link: Link::Ten, modes, more: &["--look-every", LOOK] };
     let moved = stage.moved("idle", (memory, [40, 40, 20], ""), &how)?;
     let case = format!("{memory}, idle, 10gbit, looked at every {LOOK}");
     let mut rows = Vec::new();
-    for mode in modes {
+    for mode in modes.iter().copied() {
         let silent = row(&case, "from stop to go", "ms", &moved, mode, |moved| moved.fared.silent_ms);
         rows.push(silent.limited(Limit::AtMost(30.0)));
         rows.push(row(&case, "downtime", "ms", &moved, mode, |moved| moved.summary.downtime_ms));
@@ -178,14 +183,14 @@ fn outrun(stage: &Stage<'_>) -> Result<Vec<Row>> {
     let memory = stage.memory("1G");
     // 27 % of the anonymous pages of 1 GiB are 259 MiB.
     let guest = (memory, [0, 94, 6], "[dirty]\nrate = \"150MiB/s\"\nover_percent = 27\n");
-    let modes = [Mode::Plain, Mode::Lazy];
+    let modes = stage.modes();
     let mut rows = Vec::new();
-    for throttle in ["off", "auto"] {
+    for throttle in ["auto", "off"].into_iter().take(if stage.context.quick { 1 } else { 2 }) {
         let more = ["--max-downtime", "300ms", "--throttle", throttle];
-        let how = How { link: Link::One, modes: &modes, more: &more };
+        let how = How { link: Link::One, modes, more: &more };
         let moved = stage.moved("outruns the link", guest, &how)?;
         let case = format!("{memory}, 150 MiB/s over a quarter of it, 1gbit, throttle {throttle}");
-        for mode in modes {
+        for mode in modes.iter().copied() {
             let figure = |what, unit, value| row(&case, what, unit, &moved, mode, value);
             let total = figure("total time", "ms", |moved| moved.summary.total_ms);
             let downtime = figure("downtime", "ms", |moved| moved.summary.downtime_ms);

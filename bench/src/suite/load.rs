@@ -1,5 +1,6 @@
-//! Loading by reference: a guest whose pages all stand on its disk, in runs of given lengths at random places, migrated
-//! in mode `refer` over a capped link, against fio on the same file with the same run lengths and reads in flight.
+//! Loading by reference: a guest whose pages all stand on its disk, migrated in mode `refer` over a capped link, against fio
+//! on the same file with the same run lengths and reads in flight. Its pages stand there in one piece, as files do (runs of
+//! 4 to 256 KiB at random places), or each alone.
 //!
 //! The link is capped so that hardly a page is worth sending as data; what counts is how fast the target reads,
 //! checks and places.
@@ -21,13 +22,41 @@ use mover::units::{BlockAddress, DiskId, PAGE_BYTES, PAGE_BYTES_U64, Pfn, Sector
 use super::disk::{MIXED, Random, image, length};
 use super::{Context, Suite};
 use crate::buffer::{digest, gib, incompressible};
-use crate::fio;
+use crate::fio::{self, Order, RunLength};
 use crate::idle::{self, Plan};
 use crate::report::{Limit, Row};
 use crate::stats::{Runs, in_turns};
 
-/// Bytes a second on the link: enough for references, far below the disk's rate.
-const LINK: u64 = 60_000_000;
+/// How pages stand on the disk.
+struct Locality {
+    name: &'static str,
+    lengths: &'static [RunLength],
+    order: Order,
+    /// The guest's size, of the file's the so many-th part.
+    part: usize,
+    /// Bytes a second on the link: enough for references, far below the disk's rate.
+    link: u64,
+}
+
+/// All that are measured.
+const LOCALITIES: [Locality; 3] = [
+    Locality { name: "4 to 256 KiB runs", lengths: MIXED, order: Order::Random, part: 4, link: 60_000_000 },
+    Locality {
+        name: "in one piece",
+        lengths: &[RunLength { bytes: 1 << 20, percent: 100 }],
+        order: Order::Sequential,
+        part: 4,
+        link: 60_000_000,
+    },
+    // Gaps are to be too wide to be read through: there is room for few pages.
+    Locality {
+        name: "4 KiB runs",
+        lengths: &[RunLength { bytes: 4 << 10, percent: 100 }],
+        order: Order::Random,
+        part: 64,
+        link: 5_000_000,
+    },
+];
 
 /// The suite.
 pub(crate) struct Load;
@@ -42,17 +71,27 @@ impl Suite for Load {
     }
 
     fn run(&self, context: &Context) -> Result<Vec<Row>> {
-        let (file_bytes, guest_bytes) = if context.quick { (1 << 30, gib(1) / 4) } else { (4 << 30, gib(1)) };
-        let file = image(&context.scratch, file_bytes)?;
+        let gibibytes = if context.quick { 1 } else { 4 };
+        let file = image(&context.scratch, gibibytes << 30)?;
+        let mut rows = Vec::new();
+        for locality in &LOCALITIES {
+            rows.extend(locality.measure(context, &file, gib(gibibytes) / locality.part)?);
+        }
+        Ok(rows)
+    }
+}
+
+impl Locality {
+    fn measure(&self, context: &Context, file: &Path, guest_bytes: usize) -> Result<Vec<Row>> {
         let source = Arc::new(incompressible(guest_bytes, 1)?);
-        let known: Arc<dyn Duplicates> = Arc::new(Known::fill(&source, &file)?);
+        let known: Arc<dyn Duplicates> = Arc::new(Known::fill(&source, file, self)?);
         let target = Arc::new(incompressible(guest_bytes, 2)?);
         let seconds = if context.quick { 0.5 } else { 2.0 };
         let pairs = in_turns(
             context.runs,
-            |_| fio::read(&file, MIXED, READ_DEPTH, seconds),
+            |_| fio::read_in(self.order, file, self.lengths, READ_DEPTH, seconds),
             |round| {
-                let summary = migrate(&source, &target, &file, &known)?;
+                let summary = migrate(&source, &target, file, &known, self.link)?;
                 if round == 0 && digest(&source) != digest(&target) {
                     return Err(anyhow!("the target has other bytes than the source"));
                 }
@@ -60,7 +99,7 @@ impl Suite for Load {
             },
         )?;
         let rate = |summary: &Summary| f64_of(summary.disk_bytes) / summary.total_ms / 1e6;
-        let case = format!("4 to 256 KiB runs, depth {READ_DEPTH}");
+        let case = format!("{}, depth {READ_DEPTH}", self.name);
         let figure = |value: &dyn Fn(&(fio::Reached, Summary)) -> f64| {
             pairs.iter().map(value).collect::<Runs>().figure()
         };
@@ -91,16 +130,18 @@ fn migrate(
     target: &Arc<Mapping>,
     file: &Path,
     known: &Arc<dyn Duplicates>,
+    link: u64,
 ) -> Result<Summary> {
     let entrance = idle::entrance(false)?;
     let port = entrance.local().port();
     let plan = Plan {
         mode: Mode::Refer,
         lanes: 2,
-        bandwidth: Some(LINK),
+        bandwidth: Some(link),
         disk: Some(file.to_owned()),
         known: Some(Arc::clone(known)),
         pin: None,
+        writes: None,
     };
     thread::scope(|scope| {
         let receiving = scope.spawn(|| idle::receive(target, entrance, Some(file)));
@@ -114,18 +155,20 @@ fn migrate(
 struct Known(HashMap<[u8; 8], Sector>);
 
 impl Known {
-    /// Fills `memory` with runs of blocks of `file`, of the given lengths, from random places with gaps between them.
-    fn fill(memory: &Mapping, file: &Path) -> Result<Self> {
+    /// Fills `memory` with runs of blocks of `file`, of the given lengths: one behind the other, or from random places with
+    /// gaps between them.
+    fn fill(memory: &Mapping, file: &Path, locality: &Locality) -> Result<Self> {
         let open = File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
         let pages = memory.pages().0;
         let blocks = open.metadata()?.len() / PAGE_BYTES_U64;
         let mut random = Random(0x5851_f42d_4c95_7f2d);
         let mut runs = Vec::new();
         let (mut at, mut listed) = (0, 0);
-        // As much is left out as is taken, and never so little that it would be read through.
+        // Of files, as much is left out as is taken, and never so little that it would be read through.
+        let scattered = locality.order == Order::Random;
         while listed < pages {
-            let length = u64_of(length(MIXED, random.next()) / PAGE_BYTES).min(pages - listed);
-            let gap = 32 + random.next() % 20;
+            let length = u64_of(length(locality.lengths, random.next()) / PAGE_BYTES).min(pages - listed);
+            let gap = if scattered { 32 + random.next() % 20 } else { 0 };
             if at + length >= blocks {
                 anyhow::bail!("the file is too small for a guest of {pages} pages");
             }
@@ -133,7 +176,7 @@ impl Known {
             listed += length;
             at += length + gap;
         }
-        for last in (1..runs.len()).rev() {
+        for last in (1..runs.len()).rev().filter(|_| scattered) {
             runs.swap(last, usize_of(random.next() % u64_of(last + 1)));
         }
         let mut known = HashMap::with_capacity(usize_of(pages));

@@ -4,6 +4,7 @@ mod bare;
 mod bell;
 mod clean;
 mod disk;
+mod evacuate;
 mod limits;
 mod link;
 mod load;
@@ -31,6 +32,8 @@ pub struct Context {
     pub workloads: Vec<String>,
     /// Links to go through.
     pub links: Vec<Link>,
+    /// Where disks are.
+    pub storage: Vec<Storage>,
     /// Where files may be made.
     pub scratch: PathBuf,
 }
@@ -47,6 +50,15 @@ impl Context {
     }
 }
 
+/// Where a guest's disk is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Storage {
+    /// Where the link is not needed for it.
+    Own,
+    /// On the link: what is read from it shares the rate with what is sent.
+    Nas,
+}
+
 /// One comparison.
 pub trait Suite {
     /// Its name on the command line.
@@ -61,7 +73,7 @@ pub trait Suite {
 }
 
 /// What `--quick` runs where no suite is named.
-pub const QUICK: [&str; 5] = ["stream", "load", "clean-round", "modes", "limits"];
+pub const QUICK: [&str; 6] = ["stream", "load", "clean-round", "modes", "limits", "evacuate"];
 /// The workloads it goes through.
 pub const QUICK_WORKLOADS: [&str; 2] = ["remote-desktop", "overwrite-storm"];
 
@@ -76,6 +88,7 @@ pub fn all() -> Vec<Box<dyn Suite>> {
         Box::new(limits::Limits),
         Box::new(peers::Peers),
         Box::new(scale::Scale),
+        Box::new(evacuate::Evacuate),
         Box::new(micro::Micro),
         Box::new(bare::Bare),
         Box::new(tcp::Tcp),

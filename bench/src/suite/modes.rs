@@ -10,22 +10,25 @@
 //! and what half and 99 of 100 of its page accesses stayed under, each with the content check and the filling that the
 //! guest does in one. `lazy`'s bytes over the link are held against what no disk holds and no page repeats.
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
 use mover::limits::READ_DEPTH;
 use mover::report::{Mode, Summary};
 use mover::units::{f64_of, u64_of};
 
 use super::disk::{MIXED, image};
-use super::{Context, Suite};
+use super::{Context, Storage, Suite};
 use crate::demo::{Demo, Link, Moved};
 use crate::fio;
+use crate::fleet::{Fleet, Setup};
 use crate::onlooker::Fared;
 use crate::program;
 use crate::report::{Limit, Row};
 use crate::stats::Runs;
 
 /// All shipped workloads.
-const WORKLOADS: [&str; 8] = [
+pub(super) const WORKLOADS: [&str; 8] = [
     "idle-desktop",
     "remote-desktop",
     "package-upgrade",
@@ -57,7 +60,12 @@ impl Suite for Modes {
         if let Some(name) = context.workloads.iter().find(|name| !WORKLOADS.contains(&name.as_str())) {
             bail!("there is no workload {name}; there are {}", WORKLOADS.join(", "));
         }
-        for link in &context.links {
+        for link in context.links.iter().filter(|_| context.storage.contains(&Storage::Nas)) {
+            for workload in WORKLOADS.into_iter().filter(|name| wanted(name)) {
+                rows.extend(on_the_link(context, &program, workload, memory, *link)?);
+            }
+        }
+        for link in context.links.iter().filter(|_| context.storage.contains(&Storage::Own)) {
             let mut all = Vec::new();
             for workload in WORKLOADS.into_iter().filter(|name| wanted(name)) {
                 eprintln!("  {workload}, {}", link.name());
@@ -104,6 +112,61 @@ impl Run {
 /// A limit where it is asked for: at 1 Gbit/s.
 fn asked(row: Row, link: Link, limit: Limit) -> Row {
     if link == Link::One { row.limited(limit) } else { row }
+}
+
+/// One workload in all modes, its disk on the link.
+fn on_the_link(
+    context: &Context,
+    program: &Path,
+    workload: &str,
+    memory: &str,
+    link: Link,
+) -> Result<Vec<Row>> {
+    let case = format!("{workload}, {}, storage on it", link.name());
+    let Some(rate) = link.bytes_per_second() else {
+        let reason = "a link that is not shaped has no rate to share";
+        return Ok(vec![Row::missing(&case, "total time", "ms", reason)]);
+    };
+    eprintln!("  {case}");
+    let mut fleet = Fleet::start(&Setup {
+        program,
+        workloads: &[workload],
+        memory,
+        disk: if context.quick { "512M" } else { "2G" },
+        bits_per_second: link.bits_per_second(),
+        scratch: &context.scratch,
+        nas: true,
+    })?;
+    let mut runs = Vec::new();
+    for _ in 0..context.runs {
+        runs.push(Mode::ALL.map(|mode| fleet.moved(mode)).into_iter().collect::<Result<Vec<_>>>()?);
+    }
+    fleet.check()?;
+    let [stock, plain, _, lazy] = [0, 1, 2, 3];
+    let mut rows = Vec::new();
+    type Take = fn(&Summary) -> f64;
+    let figures: [(&str, &'static str, Take); 5] = [
+        ("total time", "ms", |summary| summary.total_ms),
+        ("time to restart", "ms", |summary| summary.restart_ms),
+        ("downtime", "ms", |summary| summary.downtime_ms),
+        ("over the link", "MiB", |summary| f64_of(summary.link_bytes) / f64_of(1 << 20)),
+        ("from disk", "MiB", |summary| f64_of(summary.disk_bytes) / f64_of(1 << 20)),
+    ];
+    for (what, unit, take) in figures {
+        for (at, mode) in Mode::ALL.into_iter().enumerate() {
+            let values = runs.iter().map(|run| take(&run[at]));
+            rows.push(Row::of(&case, &format!("{what}, {}", mode.name()), unit, values));
+        }
+    }
+    let ratio = |to: usize| runs.iter().map(move |run| run[lazy].total_ms / run[to].total_ms);
+    let row = Row::of(&case, "lazy / plain", "", ratio(plain));
+    rows.push(asked(row, link, Limit::AtMost(1.02)));
+    rows.push(Row::of(&case, "lazy / stock", "", ratio(stock)));
+    let bound = runs
+        .iter()
+        .map(|run| run[lazy].total_ms / (f64_of(run[lazy].link_bytes + run[lazy].disk_bytes) / rate * 1e3));
+    rows.push(Row::of(&case, "lazy / what link and disk together take", "", bound));
+    Ok(rows)
 }
 
 /// The rows of one workload.

@@ -4,15 +4,20 @@
 //! The guest is a buffer without a process of its own, so both sides of the comparison do the same work; handshake,
 //! rounds and commit are in the engine's time. Both sides of the comparison are in the clear; the engine over TLS, as it
 //! runs unless told otherwise, is measured beside it and held against the engine in the clear.
+//!
+//! Behind that, in turns with the engine over two lanes: 1 to 8 lanes, a guest that writes meanwhile, memory of huge pages,
+//! each in the clear and over TLS; and iperf3.
 
 use anyhow::{Context as _, Result};
 
 use super::bare::{CHUNKS, Copied, Ends, Shape};
 use super::{Context, Suite};
-use crate::buffer::gib;
+use crate::buffer::{Pages, gib};
+use crate::iperf3;
 use crate::report::{Limit, Row};
 use crate::stats::{Runs, in_turns};
 use crate::worker::By;
+use crate::writer::Writes;
 
 /// Least rate, as a part of the bare copy's.
 const RATE: Limit = Limit::AtLeast(0.75);
@@ -32,7 +37,8 @@ impl Suite for Stream {
     }
 
     fn run(&self, context: &Context) -> Result<Vec<Row>> {
-        let mut ends = Ends::start(if context.quick { gib(1) / 2 } else { gib(2) })?;
+        let bytes = if context.quick { gib(1) / 2 } else { gib(2) };
+        let mut ends = Ends::start(bytes)?;
         let engine = Shape::engine(false);
         let encrypted = Shape::engine(true);
         ends.copy(engine, true).context("the engine's first run, every byte compared")?;
@@ -52,7 +58,7 @@ impl Suite for Stream {
             triples.iter().map(value).collect::<Runs>().figure()
         };
         let case = format!("2 lanes; bare copy {}", bare.name());
-        Ok(vec![
+        let mut rows = vec![
             Row::new(&case, "rate, bare copy", "GB/s", figure(|(bare, ..)| bare.gigabytes_per_second)),
             Row::new(&case, "rate, engine", "GB/s", figure(|(_, ours, _)| ours.gigabytes_per_second)),
             Row::new(
@@ -88,8 +94,101 @@ impl Suite for Stream {
                 "",
                 figure(|(_, ours, tls)| tls.cpu_per_gigabyte / ours.cpu_per_gigabyte),
             ),
-        ])
+        ];
+        rows.extend(ways(&mut ends.borrow_mut(), context, bytes)?);
+        Ok(rows)
     }
+}
+
+/// A way to run the engine, or iperf3.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// The engine with such pages.
+    Engine(Shape, Pages),
+    /// iperf3 with so many connections.
+    Iperf3(usize),
+}
+
+/// What writes in a guest that does.
+const WRITES: Writes = Writes { rate: 200 << 20, over: 256 << 20 };
+/// How long iperf3 sends, in seconds.
+const IPERF3_SECONDS: u32 = 2;
+
+/// All ways, by case.
+fn all_ways(quick: bool) -> Vec<(String, Way)> {
+    let mut all = Vec::new();
+    let lanes: &[usize] = if quick { &[1, 4] } else { &[1, 2, 3, 4, 5, 6, 7, 8] };
+    for encrypted in [false, true] {
+        let how = if encrypted { "TLS" } else { "in the clear" };
+        let shape = Shape::engine(encrypted);
+        for count in lanes {
+            let way = Way::Engine(Shape { connections: *count, ..shape }, Pages::Small);
+            all.push((format!("{count} lanes, {how}"), way));
+        }
+        let by = By::Engine { encrypted, writes: Some(WRITES) };
+        let case = format!(
+            "2 lanes, {how}, guest writes {} MiB/s over {} MiB",
+            WRITES.rate >> 20,
+            WRITES.over >> 20
+        );
+        all.push((case, Way::Engine(Shape { by, ..shape }, Pages::Small)));
+        all.push((format!("2 lanes, {how}, huge pages"), Way::Engine(shape, Pages::Huge)));
+    }
+    for count in [1, 2, 4, 8].into_iter().filter(|count| lanes.contains(count)) {
+        all.push((format!("iperf3, {count} connections"), Way::Iperf3(count)));
+    }
+    all
+}
+
+/// Every way in turns, the figures of each.
+fn ways(ends: &mut Ends, context: &Context, bytes: usize) -> Result<Vec<Row>> {
+    let no_huge = Pages::Huge.obstacle(2 * bytes);
+    let mut huge = if no_huge.is_none() { Some(Ends::start_on(bytes, Pages::Huge)?) } else { None };
+    let no_iperf3 = iperf3::obstacle();
+    let mut measured: Vec<_> = all_ways(context.quick)
+        .into_iter()
+        .map(|(case, way)| (case, way, Runs::default(), Runs::default()))
+        .collect();
+    for round in 0..=context.runs {
+        for (case, way, rate, cpu) in &mut measured {
+            // The first round is the one in which every byte is compared.
+            let copied = match way {
+                Way::Engine(shape, pages) => {
+                    let Some(ends) = (if *pages == Pages::Huge { huge.as_mut() } else { Some(&mut *ends) })
+                    else {
+                        continue;
+                    };
+                    ends.copy(*shape, round == 0).with_context(|| case.clone())?
+                }
+                Way::Iperf3(_) if no_iperf3.is_some() || round == 0 => continue,
+                Way::Iperf3(count) => {
+                    rate.push(iperf3::rate(*count, if context.quick { 1 } else { IPERF3_SECONDS })?);
+                    continue;
+                }
+            };
+            if round > 0 {
+                rate.push(copied.gigabytes_per_second);
+                cpu.push(copied.cpu_per_gigabyte);
+            }
+        }
+    }
+    let mut rows = Vec::new();
+    for (case, way, rate, cpu) in measured {
+        let reason = match way {
+            Way::Engine(_, Pages::Huge) => no_huge.as_deref(),
+            Way::Engine(..) => None,
+            Way::Iperf3(_) => no_iperf3.as_deref(),
+        };
+        if let Some(reason) = reason {
+            rows.push(Row::missing(&case, "rate of the guest's memory", "GB/s", reason));
+            continue;
+        }
+        rows.push(Row::new(&case, "rate of the guest's memory", "GB/s", rate.figure()));
+        if matches!(way, Way::Engine(..)) {
+            rows.push(Row::new(&case, "CPU of both ends", "s/GB", cpu.figure()));
+        }
+    }
+    Ok(rows)
 }
 
 /// The bare copy with the highest median rate over all chunk sizes, threads pinned as the engine's

@@ -9,7 +9,7 @@
 
 mod ear;
 mod faults;
-mod fuse;
+mod files;
 mod load;
 mod settle;
 mod weather;

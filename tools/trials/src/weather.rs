@@ -1,4 +1,4 @@
-//! What is wrong with the disk that [`crate::fuse`] serves, and for whom.
+//! What is wrong with the disk that [`crate::files`] has, and for whom.
 
 #![forbid(unsafe_code)]
 
@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::fuse::process_of;
+use crate::files::process_of;
 
 /// What is wrong.
 #[derive(Clone, Default, Debug)]

@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use bench::fuse::Fuse;
 use mover::net::lab::{End, Lab, Shape};
 use mover::process::client::GuestClient;
 use mover::process::control::{Phase, Status};
@@ -21,7 +22,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::ear::Ear;
-use crate::fuse::{Files, Fuse};
+use crate::files::Files;
 use crate::weather::{Trouble, Weather};
 
 /// The cable's name in both namespaces (`mover::net::lab`).

@@ -1,0 +1,87 @@
+//! In which order the guests of a host leave it: pure decisions from what each would take of the two pipes there are.
+//!
+//! Guests that are bound by the link get it one at a time: two that share it take as long together, but each is on its way
+//! for longer, and sends anew what it has dirtied meanwhile. Beside one of them goes one that the target's disk is busy with.
+//! Of those bound by the same pipe the shortest goes first, so that most guests are away early.
+
+#![forbid(unsafe_code)]
+
+/// What a guest would take, alone.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Load {
+    /// Seconds that the link is busy with it.
+    pub link_s: f64,
+    /// Seconds that the target's disk is.
+    pub disk_s: f64,
+}
+
+/// One of the two.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Pipe {
+    Link,
+    Disk,
+}
+
+impl Load {
+    fn bound_by(&self) -> Pipe {
+        if self.disk_s > self.link_s { Pipe::Disk } else { Pipe::Link }
+    }
+    fn seconds(&self) -> f64 {
+        self.link_s.max(self.disk_s)
+    }
+}
+
+/// Which of `waiting` is to leave now, beside those that are under way; none: one of these is to arrive first, or nobody
+/// waits.
+#[must_use]
+pub fn next(waiting: &[Load], under_way: &[Load]) -> Option<usize> {
+    let free = |pipe| under_way.iter().all(|load| load.bound_by() != pipe);
+    let of = |pipe| waiting.iter().enumerate().filter(move |(_, load)| load.bound_by() == pipe);
+    let work = |pipe| of(pipe).map(|(_, load)| load.seconds()).sum::<f64>();
+    // What takes longer in all begins first.
+    let pipes =
+        if work(Pipe::Disk) > work(Pipe::Link) { [Pipe::Disk, Pipe::Link] } else { [Pipe::Link, Pipe::Disk] };
+    pipes.into_iter().filter(|pipe| free(*pipe)).find_map(|pipe| {
+        of(pipe).min_by(|(_, one), (_, other)| one.seconds().total_cmp(&other.seconds())).map(|(at, _)| at)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn load(link_s: f64, disk_s: f64) -> Load {
+        Load { link_s, disk_s }
+    }
+    const LONG: Load = load(9.0, 1.0);
+    const SHORT: Load = load(4.0, 0.0);
+    const FILES: Load = load(1.0, 3.0);
+
+    #[test]
+    fn one_a_pipe_the_shortest_first() {
+        assert_eq!(next(&[LONG, FILES, SHORT], &[]), Some(2), "the link has more to do");
+        assert_eq!(next(&[LONG, FILES], &[SHORT]), Some(1), "the disk is free");
+        assert_eq!(next(&[LONG, FILES], &[SHORT, FILES]), None, "nothing is free");
+        assert_eq!(next(&[LONG, SHORT], &[LONG]), None, "two on the link are no faster");
+        assert_eq!(next(&[LONG, SHORT], &[FILES]), Some(1));
+        assert_eq!(next(&[SHORT, FILES, FILES], &[]), Some(1), "the disk has more to do");
+        assert_eq!(next(&[], &[]), None);
+    }
+
+    /// Plays an evacuation in which both pipes are shared evenly: every guest leaves, and neither pipe waits while
+    /// somebody is bound by it.
+    #[test]
+    fn everybody_leaves() {
+        let mut waiting = vec![LONG, FILES, SHORT, FILES, LONG, load(0.0, 0.0), load(2.0, 2.0)];
+        let (mut under_way, mut gone) = (Vec::new(), 0);
+        while !waiting.is_empty() || !under_way.is_empty() {
+            while let Some(at) = next(&waiting, &under_way) {
+                under_way.push(waiting.remove(at));
+            }
+            assert!((1..=2).contains(&under_way.len()));
+            under_way.remove(0);
+            gone += 1;
+        }
+        assert_eq!(gone, 7);
+    }
+}
