@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use mover::evacuation::{self, Load};
@@ -19,6 +19,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::nas::Nas;
+
+/// How often it is asked who is to leave next.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// How guests leave their host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,7 +75,8 @@ pub struct Evacuated {
 /// Where an evacuation stands.
 struct Progress {
     waiting: Vec<usize>,
-    under_way: Vec<usize>,
+    /// And since when.
+    under_way: Vec<(usize, Instant)>,
     ends: Vec<f64>,
     failed: bool,
 }
@@ -189,14 +193,15 @@ impl Fleet {
             let mut now = progress.lock().unwrap_or_else(PoisonError::into_inner);
             while !now.waiting.is_empty() && !now.failed {
                 let Some(number) = now.start_next(order, loads) else {
-                    now = changed.wait(now).unwrap_or_else(PoisonError::into_inner);
+                    let waited = changed.wait_timeout(now, LOOK_EVERY);
+                    now = waited.unwrap_or_else(PoisonError::into_inner).0;
                     continue;
                 };
                 let (progress, changed) = (&progress, &changed);
                 movers.push(scope.spawn(move || {
                     let moved = this.migrate(number, Mode::Lazy, &[]).map(drop);
                     let mut now = progress.lock().unwrap_or_else(PoisonError::into_inner);
-                    now.under_way.retain(|other| *other != number);
+                    now.under_way.retain(|(other, _)| *other != number);
                     now.ends.push(begun.elapsed().as_secs_f64());
                     now.failed |= moved.is_err();
                     changed.notify_all();
@@ -263,12 +268,17 @@ impl Progress {
         let at = match order {
             Order::Given(most) => (self.under_way.len() < most).then_some(0),
             Order::Planned => {
-                let of = |numbers: &[usize]| numbers.iter().map(|number| loads[*number]).collect::<Vec<_>>();
-                evacuation::next(&of(&self.waiting), &of(&self.under_way))
+                let waiting: Vec<Load> = self.waiting.iter().map(|number| loads[*number]).collect();
+                let left = |(number, since): &(usize, Instant)| {
+                    let (load, gone) = (loads[*number], since.elapsed().as_secs_f64());
+                    Load { link_s: load.link_s - gone, disk_s: load.disk_s - gone }
+                };
+                let under_way: Vec<Load> = self.under_way.iter().map(left).collect();
+                evacuation::next(&waiting, &under_way)
             }
         }?;
         let number = self.waiting.remove(at);
-        self.under_way.push(number);
+        self.under_way.push((number, Instant::now()));
         Some(number)
     }
 }
