@@ -119,7 +119,9 @@ fn a_used_token_opens_nothing_and_no_end_dumps_core() {
         assert_eq!(core_limits(process), ["0", "0"], "{name}");
     }
     // Whatever of it is still in a memory or on a screen: another guest does not get in by it.
-    host.must(&["guest", "start", "other", "--memory", "16M"]);
+    let disk = host.path("other.img").display().to_string();
+    host.must(&["image", &disk, "--size", "32M"]);
+    host.must(&["guest", "start", "other", "--memory", "16M", "--disk", &disk]);
     let sent = host.send(&line, |line| line.replace("--guest desk", "--guest other"));
     let there = host.must(&["guest", "list", "--quiet"]).contains("other: running");
     host.must(&["guest", "stop", "other", "--quiet"]);

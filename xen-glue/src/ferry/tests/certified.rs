@@ -68,7 +68,7 @@ fn who_is_not_certified_gets_no_lanes_and_is_told() {
     for (what, source, target, words) in [
         ("a target that shows nothing", source(), None, "--ca"),
         ("a target of another authority's", source(), theirs.host("target", None), "--ca"),
-        ("a source that has none", None, ours.host("target", None), "--ca"),
+        ("a source that has none", None, ours.host("target", None), "could not be taken up"),
         ("a source for another name", ours.host("another", None), ours.host("target", None), "--peer-name"),
         ("another name asked for", source(), ours.host("target", Some("source.example")), "--peer-name"),
     ] {
