@@ -47,7 +47,7 @@ fn main() {
     put("offer", "pinned", &offer(Some([3; 32])).encode());
     put("offer", "clear", &offer(None).encode());
     helper();
-    put("xenstore", "disks", XENSTORE);
+    put("xenstore", "disks", &xenstore());
     put("record", "data", b"what it carries\x17\0\0");
     put("record", "key-update", b"\x18\0\0\x01\0\x16");
     put("record", "stranger", b"\x17\x03\x03\0\x14twenty bytes of noise");
@@ -242,11 +242,33 @@ fn helper() {
     put("helper", "restore", b"--restore-domain\x008\x009\x007\x001\x000\x002\x000\x00768\x000");
 }
 
-/// A disk of a block device, one of a file, one that is no disk; an event in between.
-const XENSTORE: &[u8] = b".51712\x0051728\x005632\xff./local/domain/0/backend/vbd/7/51712\0\xff.xvda\xff\
-.disk\xffW\x01\xff./dev/vg/guest\xff.w\xffEENOENT\0\xff\
-./local/domain/0/backend/qdisk/7/51728\xff.xvdb\xff.disk\xff.aio:/images/guest.img\xff.r\xffEENOENT\0\xff\
-./local/domain/0/backend/qdisk/7/5632\xff.hdc\xff.cdrom";
+/// Disks of every kind: a block device, files, another format, another domain's, one that only its script finds, one whose path is
+/// none, no disk. Before the first answer comes an event.
+fn xenstore() -> Vec<u8> {
+    // Its backend; then what `ferry::attached` asks of it, in that order: dev, device-type, params, mode, script.
+    let disks: [(&str, [Option<&str>; 5]); 7] = [
+        ("0/backend/vbd/7/1", [Some("xvda"), Some("disk"), Some("/dev/vg/desk"), Some("w"), None]),
+        ("0/backend/qdisk/7/2", [Some("xvdb"), None, Some("aio:/images/a:b"), Some("r"), None]),
+        ("0/backend/qdisk/7/3", [None, None, Some("qcow2:/images/c"), None, None]),
+        ("3/backend/vbd/7/4", [Some("xvdd"), None, Some("/dev/x"), None, None]),
+        (
+            "0/backend/vbd/7/5",
+            [Some("xvde"), None, Some("iqn:1"), None, Some("/etc/xen/scripts/block-iscsi")],
+        ),
+        ("0/backend/vbd/7/6", [Some("xvdf"), None, Some("relative"), None, Some("/etc/xen/scripts/block")]),
+        ("0/backend/qdisk/7/7", [Some("hdc"), Some("cdrom"), None, None, None]),
+    ];
+    let answer =
+        |said: Option<&str>| said.map_or(b"EENOENT\0".to_vec(), |said| [b".", said.as_bytes()].concat());
+    let mut pieces = vec![b"W\x01".to_vec(), b".1\x002\x003\x004\x005\x006\x007\0".to_vec()];
+    for (backend, keys) in disks {
+        pieces.push(answer(Some(&format!("/local/domain/{backend}"))));
+        // Of what is no disk nothing else is asked.
+        let asked = if keys[1] == Some("cdrom") { 2 } else { 5 };
+        pieces.extend(keys[..asked].iter().map(|key| answer(*key)));
+    }
+    pieces.join(&0xff)
+}
 
 fn index() {
     let blocks = 200;

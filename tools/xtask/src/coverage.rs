@@ -71,7 +71,7 @@ impl Share {
     }
 }
 
-/// Prints the table, of every decoder or the one called `name`.
+/// Prints the table, of every decoder or the one called `name`; on standard error, the functions that were never entered.
 pub(crate) fn run(name: Option<&str>) -> Result<()> {
     nightly::need(&[TOOLS])?;
     let names = fuzz::names()?;
@@ -82,7 +82,6 @@ pub(crate) fn run(name: Option<&str>) -> Result<()> {
     let program = build()?;
     println!("| decoder | file | lines | regions | lines with what was found | regions |");
     println!("|---|---|---|---|---|---|");
-    let mut unentered = Vec::new();
     for (name, files) in chosen {
         let seeds = run::root()?.join(fuzz::HOME).join("corpus").join(name);
         let found = fuzz::found(name)?;
@@ -94,11 +93,9 @@ pub(crate) fn run(name: Option<&str>) -> Result<()> {
             let [first, second] =
                 [kept, both].map(|one| format!("{} | {}", one.lines.shown(), one.regions.shown()));
             println!("| {name} | `{}` | {first} | {second} |", kept.file);
-            unentered.extend(both.unentered.iter().cloned());
+            both.unentered.iter().for_each(|function| eprintln!("never entered: {function}"));
         }
     }
-    println!("\nnever entered:");
-    unentered.iter().for_each(|line| println!("  {line}"));
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod dependencies;
 mod fuzz;
 mod lab_step;
 mod lexer;
+mod miri;
 mod models;
 mod mutants;
 mod nightly;
@@ -95,6 +96,11 @@ enum Command {
         #[arg(long, default_value_t = 4)]
         preemptions: u32,
     },
+    /// The tests that miri can interpret; takes a nightly compiler with miri and rust-src.
+    Miri {
+        /// Those with this in their names instead, whatever miri makes of them.
+        name: Option<String>,
+    },
     /// Two Xen hosts under emulation: up, run, shell, test, down; arguments go to it as they are.
     #[command(disable_help_flag = true)]
     XenLab {
@@ -122,6 +128,7 @@ fn main() -> ExitCode {
         Command::Package { check } => package(check),
         Command::Load { arguments } => trials::run(&arguments),
         Command::Mutants { name } => mutants::run(name.as_deref()),
+        Command::Miri { name } => miri::run(name.as_deref()),
         Command::Models { name, preemptions } => models::run(name.as_deref(), preemptions),
         Command::Bench { arguments } => {
             run::cargo(["run", "--release", "--quiet", "--package", "bench", "--"])

@@ -1,4 +1,4 @@
-//! What takes a nightly compiler: the fuzzers and what they cover. Each has a target directory of its
+//! What takes a nightly compiler: miri, the fuzzers and what they cover. Each has a target directory of its
 //! own, since its programs are no other build's.
 
 use std::path::{Path, PathBuf};
@@ -59,6 +59,9 @@ pub(crate) fn llvm(program: &str) -> Result<Command> {
     run::command(path)
 }
 
+/// The interpreter, and the standard library's source, which it interprets.
+pub(crate) const MIRI: (&str, &str) = ("miri", "bin/cargo-miri");
+pub(crate) const SOURCE: (&str, &str) = ("rust-src", "lib/rustlib/src/rust/library/Cargo.lock");
 /// LLVM's tools.
 pub(crate) const TOOLS: (&str, &str) = ("llvm-tools", "lib/rustlib/x86_64-unknown-linux-gnu/bin/llvm-cov");
 

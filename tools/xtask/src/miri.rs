@@ -1,0 +1,38 @@
+//! `cargo xtask miri`: the tests that miri can interpret, which sees undefined behaviour, racing accesses and what an ordering
+//! allows.
+
+use anyhow::Result;
+
+use crate::nightly::{self, MIRI, SOURCE};
+use crate::run;
+
+/// Where its programs are, in the target directory.
+const HOME: &str = "miri";
+
+/// The beginnings of the names of those that are interpreted: memory as far as it is copies, what threads share without locks,
+/// headers, what is pure. Properties of larger things take it minutes each.
+const TESTS: &[&str] = &[
+    "memory::owned::",
+    "memory::raw::",
+    "pipeline::judge::",
+    "pipeline::landing::",
+    "pipeline::load::",
+    "pipeline::table::",
+    "pipeline::work::",
+    "policy::",
+    "wire::hello::",
+];
+
+/// Runs them, or those with `name` in their names, whatever miri makes of them.
+pub(crate) fn run(name: Option<&str>) -> Result<()> {
+    nightly::need(&[MIRI, SOURCE])?;
+    let mut command = nightly::cargo(HOME)?;
+    // One process for all: the interpreter reads the whole crate before the first of them.
+    command.args(["miri", "test", "--locked", "--package", "mover", "--lib", "--"]);
+    // The clock and files are the machine's; a property is tried once.
+    command.env("MIRIFLAGS", "-Zmiri-disable-isolation").env("PROPTEST_CASES", "1");
+    run::succeed(match name {
+        Some(name) => command.arg(name),
+        None => command.args(TESTS),
+    })
+}
