@@ -52,6 +52,9 @@ pub(crate) struct Arguments {
     /// The guest's memory
     #[arg(long, default_value = "1G")]
     memory: String,
+    /// Its disk, half of it files, which fill half of its memory
+    #[arg(long, default_value = "2G")]
+    disk: String,
     /// Megabits a second on the cable, each way
     #[arg(long, default_value_t = 1000)]
     megabits: u64,
@@ -72,7 +75,9 @@ struct Trip {
 pub(crate) fn run(program: &Path, arguments: &Arguments) -> Result<()> {
     let world = World::new(program, arguments.megabits * 1_000_000)?;
     world.more_addresses((0..HANDS).flat_map(|hand| (0..ADDRESSES).map(move |n| address(hand, n))))?;
-    let disk = world.disk();
+    // Not the world's, which is small; nothing is referenced in mode plain.
+    let disk = world.path("flood.img").display().to_string();
+    world.must(End::Source, &["image", "--size", &arguments.disk, "--quiet", &disk])?;
     let start = ["guest", "start", "desk", "--memory", &arguments.memory, "--disk", &disk, "--quiet"];
     world.must(End::Source, &start)?;
     // How long it takes, so that the strangers can be spread over it; and everything is warm.
