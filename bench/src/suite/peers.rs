@@ -178,7 +178,7 @@ fn criu() -> String {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             let line = said
                 .lines()
-                .find(|line| line.contains("Error"))
+                .find(|line| line.contains("Error") && !line.contains("exited"))
                 .unwrap_or("without a word")
                 .trim()
                 .to_owned();
