@@ -80,6 +80,8 @@ struct Journey {
     credentials: Option<Credentials>,
     /// Whether its hypervisor can hold pages back.
     can_hold: bool,
+    /// Why its host does not want that.
+    not_lazy: Option<String>,
     carry: Carrier,
     /// Set when the target is to be cancelled.
     stop_target: &'static AtomicBool,
@@ -94,6 +96,7 @@ impl Journey {
             plaintext: false,
             credentials: None,
             can_hold: true,
+            not_lazy: None,
             carry: Box::new(|bytes, _| Some(bytes.to_vec())),
             stop_target,
         }
@@ -114,6 +117,7 @@ impl Journey {
                 dial_back: self.dial_back,
                 plaintext: self.plaintext,
                 credentials: self.credentials.take(),
+                not_lazy: self.not_lazy.take(),
             };
             let target = scope.spawn(move || restored(&target_end, pages, &taken, can_hold, stop_target));
             let saved = save::run(SimSource::new(guest), source_end.as_fd(), &self.options, toolstack, &stop);
@@ -544,16 +548,21 @@ fn pages_held_back_on_their_way_are_right_in_the_end() {
     panic!("no page was held back in any of the trips");
 }
 
-/// Where they can't, everything is there before the restart, and a line says why.
+/// Where they can't, or are not to be, everything is there before the restart, and a line says why.
 #[test]
 fn without_paging_nothing_is_held_back() {
-    let Shelved { guest, plan, .. } = &shelved(Mode::Lazy);
-    let trip = Journey { can_hold: false, ..Journey::new(plan.clone()) }.go(guest, &mut patient());
-    let ferried = trip.saved.unwrap().ferried.unwrap();
-    trip.restored.unwrap();
-    assert_same(guest, &trip.copy);
-    assert!(ferried.references >= 400, "{ferried:?}");
-    assert!(trip.copy.held == 0 && !trip.copy.let_go);
-    let told = |note: &String| note.contains("no early restart") && note.contains("has no paging");
-    assert!(trip.notes.iter().any(told), "{:?}", trip.notes);
+    for (can_hold, not_lazy, why) in
+        [(false, None, "has no paging"), (true, Some("not here".to_owned()), "not here")]
+    {
+        let Shelved { guest, plan, .. } = &shelved(Mode::Lazy);
+        let journey = Journey { can_hold, not_lazy, ..Journey::new(plan.clone()) };
+        let trip = journey.go(guest, &mut patient());
+        let ferried = trip.saved.unwrap().ferried.unwrap();
+        trip.restored.unwrap();
+        assert_same(guest, &trip.copy);
+        assert!(ferried.references >= 400, "{ferried:?}");
+        assert!(trip.copy.held == 0 && !trip.copy.let_go);
+        let told = |note: &String| note.contains("no early restart") && note.contains(why);
+        assert!(trip.notes.iter().any(told), "{:?}", trip.notes);
+    }
 }

@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use super::errno_of;
 use super::messages::Level;
 use super::note::Noted;
 use super::session::Session;
+use super::stock;
 use crate::abi::{DomainId, Scheduling, ShadowOp, Xen};
 use crate::ferry::{Lingering, Plan, attached};
 use crate::restore::{self, RestoreError, Wiring};
@@ -28,6 +30,9 @@ use crate::xenstore::Xenstore;
 /// Between two lines about rate and time left.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 const MIB: f64 = 1_048_576.0;
+/// Why a guest does not restart early where somebody could save it meanwhile with Xen's own helper.
+const XENS_OWN: &str = "Xen's own helper is the one this host runs by itself, and would save a page that is outstanding as if \
+                        there were none; `pageferry xen install` puts ours in its place";
 
 /// Saves and restores domains of the Xen this runs on.
 #[derive(Clone, Copy, Debug)]
@@ -167,7 +172,8 @@ fn restore_domain(
     let options = Settings::load().and_then(|settings| {
         let dial_back = settings.mode != ModeName::Stock;
         let credentials = if dial_back { settings.credentials()? } else { None };
-        Ok(restore::Options { dial_back, plaintext: settings.lanes_plaintext, credentials })
+        let not_lazy = (!stock::is_replaced(Path::new("/"))).then(|| XENS_OWN.to_owned());
+        Ok(restore::Options { dial_back, plaintext: settings.lanes_plaintext, credentials, not_lazy })
     });
     let options = match options {
         Ok(options) => options,

@@ -60,6 +60,11 @@ fn directories(root: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// Whether what libxl runs by itself below `root` is ours: Xen's own has been put aside.
+pub(crate) fn is_replaced(root: &Path) -> bool {
+    running(root).is_some_and(|xen| xen.join("bin").join(DIVERTED).is_file())
+}
+
 /// The directory of the running Xen.
 fn running(root: &Path) -> Option<PathBuf> {
     let part = |name: &str| fs::read_to_string(root.join("sys/hypervisor/version").join(name)).ok();
@@ -94,7 +99,11 @@ mod tests {
         fs::write(root.join("sys/hypervisor/version/major"), "4\n").unwrap();
         put("sys/hypervisor/version/minor");
         fs::write(root.join("sys/hypervisor/version/minor"), "20\n").unwrap();
-        assert_eq!(find(None, none, root), Some(newer));
+        assert_eq!(find(None, none, root), Some(newer.clone()));
+        assert!(is_replaced(root));
+        fs::remove_file(&newer).unwrap();
+        assert!(!is_replaced(root), "another Xen's is");
+        fs::write(&newer, "").unwrap();
         let called = root.join("usr/lib/xen-4.17/bin/libxl-save-helper");
         assert_eq!(find(None, &called, root), Some(diverted));
     }

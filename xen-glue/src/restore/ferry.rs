@@ -74,7 +74,11 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
             broken(format!("the source means to have been dialled back, and has not been: {why}"))
         })?;
         let memory = self.target.memory(lanes.pages, &lanes.populated)?;
-        let arrival = arrive(&offer, connections, memory, self.target.hold_back())
+        let lazy = match self.options.not_lazy.clone() {
+            Some(why) => Box::new(|| Err(why)),
+            None => self.target.hold_back(),
+        };
+        let arrival = arrive(&offer, connections, memory, lazy)
             .map_err(|error| broken(format!("cannot start threads for the lanes: {error}")))?;
         self.toolstack.report(&Event::Detail("pages come by lanes"));
         self.toolstack.report(&Event::Lanes(MigrationId(offer.migration)));

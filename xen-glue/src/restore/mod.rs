@@ -73,6 +73,8 @@ pub struct Options {
     pub plaintext: bool,
     /// From a source alone that this authority has certified.
     pub credentials: Option<Credentials>,
+    /// Why no page may be outstanding when the guest runs, where none may.
+    pub not_lazy: Option<String>,
 }
 
 /// What a restore is doing.

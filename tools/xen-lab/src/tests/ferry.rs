@@ -16,21 +16,22 @@ const CAME: &str = "pages come by lanes";
 
 pub(super) fn tests(pair: Pair) -> Vec<Test> {
     let mut tests = Vec::new();
-    let mut add = |what: &str, tier: Tier, body: Body| {
-        tests.push(Test::new(pair, &format!("ferry/{what}"), tier, Needs::Program, body));
+    let mut add = |what: &str, body: Body| {
+        tests.push(Test::new(pair, &format!("ferry/{what}"), Tier::Full, Needs::Program, body));
     };
-    add("plain-pvh", Tier::All, Box::new(|lab| plain(lab, Kind::Pvh)));
-    add("refer-pvh", Tier::All, Box::new(refer));
+    add("plain-pvh", Box::new(|lab| plain(lab, Kind::Pvh)));
+    add("refer-pvh", Box::new(refer));
     if !pair.is_broad() {
-        add("lazy-is-refer-without-paging", Tier::All, Box::new(not_lazy));
+        add("lazy-is-refer-without-paging", Box::new(without_paging));
         return tests;
     }
-    add("plain-hvm", Tier::All, Box::new(|lab| plain(lab, Kind::Hvm)));
-    add("pv-keeps-to-the-stream", Tier::All, Box::new(pv));
-    add("to-stock", Tier::All, Box::new(to_stock));
-    add("ten-migrations", Tier::All, Box::new(ten));
+    add("lazy-is-refer-unless-installed", Box::new(|lab| not_lazy(lab, "`pageferry xen install`")));
+    add("plain-hvm", Box::new(|lab| plain(lab, Kind::Hvm)));
+    add("pv-keeps-to-the-stream", Box::new(pv));
+    add("to-stock", Box::new(to_stock));
+    add("ten-migrations", Box::new(ten));
     for (what, fault) in [("cut", Fault::Cut), ("garbled", Fault::Garble)] {
-        add(&format!("{what}-behind-the-pages"), Tier::All, Box::new(move |lab| spoiled(lab, fault)));
+        add(&format!("{what}-behind-the-pages"), Box::new(move |lab| spoiled(lab, fault)));
     }
     tests
 }
@@ -107,15 +108,23 @@ fn refer(lab: &Lab) -> Result<()> {
     ends(lab, &guest, 1)
 }
 
-/// Where the hypervisor pages nothing, all is loaded before the restart, and a line says why.
-fn not_lazy(lab: &Lab) -> Result<()> {
+/// Where ours is what the target runs by itself and the hypervisor pages nothing.
+fn without_paging(lab: &Lab) -> Result<()> {
+    lab.host(2).run(&format!("{PROGRAM} xen install"))?;
+    let done = not_lazy(lab, "no memory paging");
+    lab.host(2).run(&format!("{PROGRAM} xen uninstall"))?;
+    done
+}
+
+/// All is loaded before the restart, and a line says `why`.
+fn not_lazy(lab: &Lab, why: &str) -> Result<()> {
     let guest = Guest { vcpus: 2, memory_mib: 192, files_mib: 32, ..Guest::small(Kind::Pvh) };
     lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
     guest.create(lab.host(1))?;
     let report = moved(lab, &guest, 1, "lazy", Helper::Ours, true)?;
-    if !report.source.text().contains("no memory paging") || number(&report, " by reference")? == 0 {
+    if !report.source.text().contains(why) || number(&report, " by reference")? == 0 {
         bail!(
-            "it should say that pages can't be held back, and load them before the restart:\n{}",
+            "it should say that pages can't be held back ({why}), and load them before the restart:\n{}",
             report.text()
         );
     }

@@ -218,9 +218,10 @@ fn clean(lab: &Lab) -> Result<()> {
 fn tidy(lab: &Lab) -> Result<()> {
     lab.set_wire(true)?;
     for number in 1..=2 {
+        lab.set_disk_rate(number, 0)?;
         lab.host(number).run(
             "for d in $(xl list | awk 'NR>2 {print $2}'); do xl unpause $d 2>/dev/null; xl destroy $d; done; \
-             pkill -9 -x socat; pkill -9 -x xl; true",
+             pkill -9 -x socat; pkill -9 -x xl; pageferry xen uninstall; true",
         )?;
     }
     clean(lab)
