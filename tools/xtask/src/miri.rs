@@ -10,15 +10,16 @@ use crate::run;
 const HOME: &str = "miri";
 
 /// The beginnings of the names of those that are interpreted: memory as far as it is copies, what threads share without locks,
-/// headers, what is pure. Properties of larger things take it minutes each.
+/// headers, what is pure. Properties, and what is tried in full, take it minutes each.
 const TESTS: &[&str] = &[
     "memory::owned::",
-    "memory::raw::",
+    "memory::raw::tests::copies",
     "pipeline::judge::",
-    "pipeline::landing::",
     "pipeline::load::",
     "pipeline::table::",
-    "pipeline::work::",
+    "pipeline::work::tests::a_batch",
+    "pipeline::work::tests::hot",
+    "pipeline::work::tests::pages",
     "policy::",
     "wire::hello::",
 ];
