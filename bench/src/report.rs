@@ -72,7 +72,7 @@ impl Row {
     pub fn of(case: &str, what: &str, unit: &'static str, runs: impl IntoIterator<Item = f64>) -> Self {
         let values: Vec<f64> = runs.into_iter().collect();
         if values.is_empty() || !values.iter().all(|value| value.is_finite()) {
-            return Self::missing(case, what, unit, "there was nothing to hold it against");
+            return Self::missing(case, what, unit, "a run had nothing to measure it by");
         }
         Self::new(case, what, unit, values.into_iter().collect::<Runs>().figure())
     }

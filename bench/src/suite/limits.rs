@@ -113,11 +113,6 @@ fn row(
     Row::of(case, &format!("{what}, {}", mode.name()), unit, runs)
 }
 
-/// A figure of the waits; none where nobody waited.
-fn waited(moved: &Moved, figure: f64) -> f64 {
-    if moved.fared.waits.count == 0 { f64::NAN } else { figure }
-}
-
 /// Accesses to pages that are not there yet.
 fn waits(stage: &Stage<'_>) -> Result<Vec<Row>> {
     let memory = stage.memory("1G");
@@ -127,11 +122,11 @@ fn waits(stage: &Stage<'_>) -> Result<Vec<Row>> {
     let case = format!("{memory} on disk, looked at at random, 10gbit");
     let figure = |what, unit, value| row(&case, what, unit, &moved, Mode::Lazy, value);
     Ok(vec![
-        figure("p50 of waits for an absent page", "µs", |moved| waited(moved, moved.fared.waits.p50_us)),
-        figure("p99 of waits for an absent page", "µs", |moved| waited(moved, moved.fared.waits.p99_us))
+        figure("p50 of waits for an absent page", "µs", |moved| moved.fared.waits.p50()),
+        figure("p99 of waits for an absent page", "µs", |moved| moved.fared.waits.p99())
             .limited(Limit::AtMost(500.0)),
         figure("waits for an absent page", "", |moved| f64_of(moved.fared.waits.count)),
-        figure("p99 of accesses meanwhile", "µs", |moved| moved.fared.access_during.p99_us),
+        figure("p99 of accesses meanwhile", "µs", |moved| moved.fared.access_during.p99()),
         figure("outstanding at the restart", "pages", |moved| f64_of(moved.summary.pages_lazy)),
         figure("drain", "ms", |moved| moved.summary.total_ms - moved.summary.restart_ms),
         figure("guest's work meanwhile / before", "", |moved| {

@@ -225,12 +225,12 @@ fn fared(case: &str, runs: &[Run], link: Link) -> Vec<Row> {
     let figures: [(&str, &'static str, Take); 8] = [
         ("guest's work meanwhile / before", "", |fared| fared.work_during / fared.work_before),
         ("guest's work behind / before", "", |fared| fared.work_after / fared.work_before),
-        ("p50 of accesses before", "µs", |fared| fared.access_before.p50_us),
-        ("p50 of accesses meanwhile", "µs", |fared| fared.access_during.p50_us),
-        ("p50 of accesses behind", "µs", |fared| fared.access_after.p50_us),
-        ("p99 of accesses before", "µs", |fared| fared.access_before.p99_us),
-        ("p99 of accesses meanwhile", "µs", |fared| fared.access_during.p99_us),
-        ("p99 of accesses behind", "µs", |fared| fared.access_after.p99_us),
+        ("p50 of accesses before", "µs", |fared| fared.access_before.p50()),
+        ("p50 of accesses meanwhile", "µs", |fared| fared.access_during.p50()),
+        ("p50 of accesses behind", "µs", |fared| fared.access_after.p50()),
+        ("p99 of accesses before", "µs", |fared| fared.access_before.p99()),
+        ("p99 of accesses meanwhile", "µs", |fared| fared.access_during.p99()),
+        ("p99 of accesses behind", "µs", |fared| fared.access_after.p99()),
     ];
     let mut rows = Vec::new();
     for (what, unit, take) in figures {
