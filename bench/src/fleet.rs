@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::nas::Nas;
+use crate::owned::Owned;
 
 /// How often it is asked who is to leave next.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -239,7 +240,7 @@ impl Fleet {
         let listen = format!("{}:0", to.address());
         let mut receive = self.command(Some(to))?;
         receive.args(["receive", "--json", "--quiet", "--plaintext", "--name", &there, "--listen", &listen]);
-        let mut target = Waited(receive.stdout(Stdio::piped()).spawn().context("cannot run pageferry")?);
+        let mut target = Owned(receive.stdout(Stdio::piped()).spawn().context("cannot run pageferry")?);
         let said = target.0.stdout.take().context("a target has a standard output")?;
         let line = BufReader::new(said).lines().next().context("the target said nothing")??;
         let listening: Value = serde_json::from_str(&line)?;
@@ -280,19 +281,6 @@ impl Progress {
         let number = self.waiting.remove(at);
         self.under_way.push((number, Instant::now()));
         Some(number)
-    }
-}
-
-/// A process that does not outlive its owner.
-struct Waited(Child);
-
-impl Drop for Waited {
-    fn drop(&mut self) {
-        // Ended already: as good.
-        let _ = self.0.kill();
-        if let Err(error) = self.0.wait() {
-            eprintln!("bench: a target could not be waited for: {error}");
-        }
     }
 }
 

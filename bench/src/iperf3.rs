@@ -4,11 +4,13 @@
 
 use std::io::ErrorKind;
 use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
+
+use crate::owned::Owned;
 
 /// The program.
 const PROGRAM: &str = "iperf3";
@@ -28,19 +30,6 @@ pub fn obstacle() -> Option<String> {
     }
 }
 
-/// A server for one client. Dropping it ends it.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Ended already: as good.
-        let _ = self.0.kill();
-        if let Err(error) = self.0.wait() {
-            eprintln!("bench: {PROGRAM}'s server could not be waited for: {error}");
-        }
-    }
-}
-
 /// Gigabytes (10^9 bytes) a second, received, that so many connections carry in `seconds`.
 ///
 /// # Errors
@@ -50,7 +39,7 @@ pub fn rate(connections: usize, seconds: u32) -> Result<f64> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
     let mut server = Command::new(PROGRAM);
     server.args(["-s", "-1", "-p", &port]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let _server = Server(server.spawn().context("cannot run iperf3")?);
+    let _server = Owned(server.spawn().context("cannot run iperf3")?);
     let begun = Instant::now();
     loop {
         let output = Command::new(PROGRAM)

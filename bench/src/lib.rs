@@ -17,6 +17,7 @@ pub mod iperf3;
 pub mod machine;
 pub mod nas;
 pub mod onlooker;
+mod owned;
 pub mod page;
 pub mod program;
 pub mod qemu;

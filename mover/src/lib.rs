@@ -6,7 +6,7 @@
 //! guest that is an ordinary process, `sim`, built for tests only, for a world driven by a seed.
 //!
 //! Imports run one way, each group uses only those before it: units, error, limits, sync | confine, kernel, memory, bitmap, runtime, fingerprint,
-//! wire | disk, index, net | guest, report, policy, journal, state | pipeline | source, target | process, sim.
+//! wire | disk, index, net | guest, report, policy, evacuation, journal, state | pipeline | source, target | process, sim.
 
 pub mod bitmap;
 pub mod confine;

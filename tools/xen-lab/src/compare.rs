@@ -13,15 +13,12 @@ use crate::beats::Watch;
 use crate::cache::Cache;
 use crate::guest::{Count, Guest, Kind};
 use crate::lab::Lab;
-use crate::moves::{Helper, Migration, PROGRAM};
-use crate::spec::{HOST_MEMORY_MIB, HostSpec, Spec};
+use crate::moves::{DRAINS, Helper, Migration, PROGRAM, number_before};
 use crate::speed::{cpu, median};
 use crate::wait;
 
 /// Longest migration, and longest drain behind it.
 const SECONDS: u32 = 900;
-/// Where each end writes down how its drain went.
-const DRAINS: &str = "/var/log/xen/pageferry.log";
 /// What the wire is called in dom0.
 const WIRE: &str = "grep -l 52:54:00:77 /sys/class/net/*/address | head -1 | xargs dirname";
 
@@ -82,24 +79,16 @@ struct Taken {
     /// Bytes on the wire, both ways; bytes the target's host read of the shared disk.
     wire: f64,
     disk: f64,
-    /// Pages by reference, outstanding at the restart, accesses to those.
-    references: u64,
-    outstanding: u64,
-    faults: u64,
+    /// Pages by reference, outstanding at the restart, accesses to those, where something tells.
+    references: Option<u64>,
+    outstanding: Option<u64>,
+    faults: Option<u64>,
 }
 
 impl Order {
     /// Brings up the lab, measures, prints the table, ends the lab.
     pub(crate) fn run(&self, cache: &Cache) -> Result<String> {
-        let binaries = self.binaries.clone();
-        let spec = Spec { hosts: [HostSpec::BOOKWORM_FULL; 2], memory_mib: HOST_MEMORY_MIB, binaries };
-        let lab = Lab::up(cache, &self.lab, spec)?;
-        let measured = self.measure(&lab);
-        if measured.is_err() {
-            eprintln!("logs: {}", lab.save_logs("compare")?.display());
-        }
-        Lab::down(cache, &self.lab)?;
-        measured
+        Lab::for_one(cache, &self.lab, &self.binaries, "compare", |lab| self.measure(lab))
     }
 
     fn measure(&self, lab: &Lab) -> Result<String> {
@@ -162,7 +151,7 @@ fn there_and_back(lab: &Lab, guest: &Guest, before: Count, way: Way) -> Result<(
         wire: wire_bytes(lab)? - wire,
         disk: disk_bytes(lab)? - disk,
         cpu: cpu(lab)? - cpu_before,
-        references: number(&report.source.text(), " by reference"),
+        references: number_before(&report.source.text(), " by reference"),
         ..Taken::default()
     };
     let drained = lab.host(2).run(&format!("cat {DRAINS} 2>/dev/null; true"))?;
@@ -176,18 +165,12 @@ fn there_and_back(lab: &Lab, guest: &Guest, before: Count, way: Way) -> Result<(
         Taken {
             restart: (pause.ended - began).as_secs_f64(),
             downtime: pause.length().as_secs_f64(),
-            outstanding: number(&drained, " pages were outstanding"),
-            faults: number(&drained, " accesses to them answered"),
+            outstanding: number_before(&drained, " pages were outstanding"),
+            faults: number_before(&drained, " accesses to them answered"),
             ..taken
         },
         back,
     ))
-}
-
-/// The number before `words`; 0 where nothing says one.
-fn number(text: &str, words: &str) -> u64 {
-    let before = text.split_once(words).map(|(before, _)| before);
-    before.and_then(|before| before.split_whitespace().next_back()?.parse().ok()).unwrap_or(0)
 }
 
 /// Has host 1 send no more than `rate` bytes a second.
@@ -240,7 +223,10 @@ fn table(rows: &[(Way, Vec<Taken>)], rate: f64) -> String {
     let stock = &rows[0].1;
     for (way, taken) in rows {
         let of = |value: fn(&Taken) -> f64| median(taken.iter().map(value));
-        let pages = |value: fn(&Taken) -> u64| taken.iter().map(value).min().unwrap_or_default().to_string();
+        let pages = |value: fn(&Taken) -> Option<u64>| {
+            let least = taken.iter().filter_map(value).min();
+            least.map_or_else(|| "–".to_owned(), |least| least.to_string())
+        };
         let ratio = |value: fn(&Taken) -> f64| {
             median(taken.iter().zip(stock).map(|(taken, stock)| value(taken) / stock.total))
         };

@@ -101,6 +101,12 @@ impl Guest {
         }
     }
 
+    /// A guest of 192 MiB and two processors that has read 32 MiB of the shared disk's files, and goes on reading them.
+    #[must_use]
+    pub fn reader(kind: Kind) -> Self {
+        Self { vcpus: 2, memory_mib: 192, files_mib: 32, ..Self::small(kind) }
+    }
+
     /// The domain's configuration for xl.
     #[must_use]
     pub fn configuration(&self) -> String {

@@ -11,7 +11,7 @@ use crate::cache::{self, Cache};
 use crate::host::Host;
 use crate::place::{Place, Record};
 use crate::qemu::{Boot, Machine};
-use crate::spec::{Hypervisor, Spec};
+use crate::spec::{HOST_MEMORY_MIB, HostSpec, Hypervisor, Spec};
 use crate::{hypervisor, machine, payload, root, wait};
 
 /// Seconds a host may take from power-on to a toolstack.
@@ -89,6 +89,26 @@ impl Lab {
             lab.record.spec.hosts[1],
         );
         Ok(lab)
+    }
+
+    /// Brings up the lab `name` with the full hypervisor on both hosts, does `work` on it, and ends it; where that fails,
+    /// the logs are kept and their place is said.
+    pub(crate) fn for_one<T>(
+        cache: &Cache,
+        name: &str,
+        binaries: &Path,
+        occasion: &str,
+        work: impl FnOnce(&Self) -> Result<T>,
+    ) -> Result<T> {
+        let hosts = [HostSpec::BOOKWORM_FULL; 2];
+        let spec = Spec { hosts, memory_mib: HOST_MEMORY_MIB, binaries: binaries.to_path_buf() };
+        let lab = Self::up(cache, name, spec)?;
+        let done = work(&lab);
+        if done.is_err() {
+            eprintln!("logs: {}", lab.save_logs(occasion)?.display());
+        }
+        Self::down(cache, name)?;
+        done
     }
 
     /// The running lab `name`.

@@ -20,6 +20,8 @@ pub const PROGRAM: &str = "/opt/pageferry/pageferry";
 pub const LIBRARY: &str = "/opt/pageferry/libpageferry_xen.so";
 /// Where [`put_library`] puts what runs Xen's own helper over our library.
 const OVER_LIBRARY: &str = "/run/lab/over-library";
+/// Where each end writes down in dom0 how a drain went.
+pub(crate) const DRAINS: &str = "/var/log/xen/pageferry.log";
 /// Seconds a save, restore or migration may take at most.
 const MOVE_SECONDS: u32 = 300;
 /// The port migrations take.
@@ -240,6 +242,11 @@ impl Lab {
         }
         Ok(after)
     }
+}
+
+/// The number before `words` in the first line of `text` that has one there.
+pub(crate) fn number_before(text: &str, words: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.split_once(words)?.0.split_whitespace().next_back()?.parse().ok())
 }
 
 /// The pass that compares must have found no page that differs. Ours says how many it has compared; stock names pages that

@@ -12,7 +12,6 @@ use crate::calls::{self, Calls};
 use crate::guest::{Count, Guest, Kind};
 use crate::lab::Lab;
 use crate::moves::{Helper, Migration};
-use crate::spec::{HOST_MEMORY_MIB, HostSpec, Spec};
 use crate::wait;
 
 /// The guest's memory, and the part of it that the checker fills: with more, the guest's kernel has too little.
@@ -52,15 +51,8 @@ struct Row {
 impl Order {
     /// Brings up the lab, measures, prints the table, ends the lab.
     pub(crate) fn run(&self, cache: &Cache) -> Result<String> {
-        let binaries = self.binaries.clone();
-        let spec = Spec { hosts: [HostSpec::BOOKWORM_FULL; 2], memory_mib: HOST_MEMORY_MIB, binaries };
-        let lab = Lab::up(cache, &self.lab, spec)?;
-        let measured = self.measure(&lab);
-        if measured.is_err() {
-            eprintln!("logs: {}", lab.save_logs("speed")?.display());
-        }
-        Lab::down(cache, &self.lab)?;
-        Ok(table(&measured?))
+        let rows = Lab::for_one(cache, &self.lab, &self.binaries, "speed", |lab| self.measure(lab))?;
+        Ok(table(&rows))
     }
 
     fn measure(&self, lab: &Lab) -> Result<Vec<Row>> {

@@ -43,7 +43,7 @@ pub struct Noted {
     file: File,
     path: PathBuf,
     began: Instant,
-    /// The last sample made here, and the bytes it was made at.
+    /// When the last sample was made here.
     sampled: Instant,
     /// Pages of rounds that are over.
     before: u64,

@@ -5,18 +5,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::ferry::migration;
+use super::ferry::{ends, migration};
 use super::{Body, Needs, Pair, Test, Tier, left};
 use crate::guest::{Count, Guest, Kind};
 use crate::lab::Lab;
-use crate::moves::{self, Helper, Migration, PROGRAM, Report};
+use crate::moves::{self, DRAINS, Helper, Migration, PROGRAM, Report, number_before};
 use crate::wait;
 
 /// What the target's host may read of the shared disk until pages have been outstanding for a while, bytes a second: less than
 /// references come in, on a busy machine too.
 const SLOW_DISK: u64 = 256 << 10;
-/// Where each end writes down how its drain went.
-const DRAINS: &str = "/var/log/xen/pageferry.log";
 /// Where a guest is saved to.
 const FILE: &str = "/root/saved-early";
 /// How long a drain goes on over a slow disk before that is as fast as ever.
@@ -53,11 +51,6 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
         Test::new(pair, &format!("lazy/{what}"), tier, Needs::Program, body)
     };
     bodies.into_iter().map(test).collect()
-}
-
-/// A guest that has read 32 MiB of the shared disk's files, and goes on reading them.
-fn reader(kind: Kind) -> Guest {
-    Guest { vcpus: 2, memory_mib: 192, files_mib: 32, ..Guest::small(kind) }
 }
 
 /// Moves a new guest to host 2, whose disk is slow and whose own helper is ours, and sees it run there with pages outstanding; then
@@ -115,21 +108,13 @@ fn words(lab: &Lab, host: usize) -> Result<String> {
 fn drained(lab: &Lab, what: &str) -> Result<u64> {
     let text = words(lab, 2)?;
     let line = text.lines().find(|line| line.contains(": done. "));
-    let found = line.and_then(|line| line.split_once(what)?.0.split_whitespace().next_back()?.parse().ok());
+    let found = line.and_then(|line| number_before(line, what));
     found.with_context(|| format!("nothing on host 2 says how many{what}:\n{text}"))
-}
-
-/// It counts on on `host`, every page is right, nothing is left; then it is destroyed.
-fn ends(lab: &Lab, guest: &Guest, host: usize, since: Count) -> Result<()> {
-    let count = guest.counts_on(lab.host(host), since)?;
-    guest.verifies_all(lab.host(host), count)?;
-    left::nothing(lab, Helper::Ours)?;
-    guest.destroy(lab.host(host))
 }
 
 /// A guest restarts before its pages are there, gets those it touches over the hypervisor's ring, and is whole in the end.
 fn served(lab: &Lab, kind: Kind) -> Result<()> {
-    let guest = reader(kind);
+    let guest = Guest::reader(kind);
     let (report, count) = early(lab, &guest, |_, count| {
         for number in 1..=2 {
             let said = lab.host(number).run(&format!("{PROGRAM} status"))?;
@@ -156,7 +141,7 @@ fn served(lab: &Lab, kind: Kind) -> Result<()> {
 
 /// It is saved in the middle of it: not before it is whole, and stock's helper restores it.
 fn saved(lab: &Lab) -> Result<()> {
-    let (guest, host) = (reader(Kind::Pvh), lab.host(2));
+    let (guest, host) = (Guest::reader(Kind::Pvh), lab.host(2));
     let (_, count) = early(lab, &guest, |_, count| {
         let command = format!("{}xl -vvv save {} {FILE}", Helper::Ours.environment(), guest.name);
         let saving = host.start(&command, wait::limit(300));
@@ -175,7 +160,7 @@ fn saved(lab: &Lab) -> Result<()> {
 
 /// It is migrated back in the middle of it.
 fn migrated(lab: &Lab) -> Result<()> {
-    let guest = reader(Kind::Pvh);
+    let guest = Guest::reader(Kind::Pvh);
     let (_, count) = early(lab, &guest, |_, count| {
         // Before it is there again it can't be suspended once more.
         let count = guest.is_back(lab.host(2), count)?;
@@ -198,7 +183,7 @@ fn migrated(lab: &Lab) -> Result<()> {
 
 /// It reboots in the middle of it: another domain starts, and nobody waits for the pages of the first.
 fn rebooted(lab: &Lab) -> Result<()> {
-    let guest = reader(Kind::Pvh);
+    let guest = Guest::reader(Kind::Pvh);
     let (report, ()) = early(lab, &guest, |_, _| {
         guest.forget_counts(lab.host(2))?;
         // The key that has its kernel reboot (Documentation/admin-guide/sysrq.rst of Linux).
@@ -213,7 +198,7 @@ fn rebooted(lab: &Lab) -> Result<()> {
 
 /// It is destroyed in the middle of it.
 fn destroyed(lab: &Lab) -> Result<()> {
-    let guest = reader(Kind::Pvh);
+    let guest = Guest::reader(Kind::Pvh);
     early(lab, &guest, |_, _| guest.destroy(lab.host(2)))?;
     whole(lab)?;
     left::nothing(lab, Helper::Ours)
@@ -221,7 +206,7 @@ fn destroyed(lab: &Lab) -> Result<()> {
 
 /// The two ends lose each other: the target loads the rest from the disk, which has it all.
 fn struck(lab: &Lab, strike: Strike) -> Result<()> {
-    let guest = reader(Kind::Pvh);
+    let guest = Guest::reader(Kind::Pvh);
     let (_, count) = early(lab, &guest, |_, count| {
         match strike {
             Strike::SourceKilled => {

@@ -4,9 +4,9 @@ use anyhow::{Context, Result, bail};
 
 use super::faults::goes_on;
 use super::{Body, Needs, Pair, Test, Tier, left};
-use crate::guest::{Guest, Kind};
+use crate::guest::{Count, Guest, Kind};
 use crate::lab::Lab;
-use crate::moves::{Fault, Helper, Migration, PROGRAM, Report, Spot};
+use crate::moves::{Fault, Helper, Migration, PROGRAM, Report, Spot, number_before};
 
 /// The type of the record that says what has gone over the lanes (`docs/PROTOCOL.md`).
 const LANES_DONE: u32 = 0x5046_0002;
@@ -44,7 +44,7 @@ pub(super) fn migration(mode: &str, target: Helper) -> Migration {
 
 /// Migrates and counts on; what was said. An error unless pages went by lanes just if they should.
 fn moved(lab: &Lab, guest: &Guest, from: usize, mode: &str, target: Helper, lanes: bool) -> Result<Report> {
-    let before = guest.counts_on(lab.host(from), crate::guest::Count::default())?;
+    let before = guest.counts_on(lab.host(from), Count::default())?;
     let report = lab.try_migrate(guest, from, &migration(mode, target))?;
     if report.source.code != 0 {
         bail!("the migration failed:\n{}", report.text());
@@ -59,20 +59,19 @@ fn moved(lab: &Lab, guest: &Guest, from: usize, mode: &str, target: Helper, lane
     Ok(report)
 }
 
-/// Every page is verified on `host`; then the guest is destroyed.
-fn ends(lab: &Lab, guest: &Guest, host: usize) -> Result<()> {
-    let count = guest.counts_on(lab.host(host), crate::guest::Count::default())?;
+/// It counts on on `host` past `since`, every page is right, nothing is left; then it is destroyed.
+pub(super) fn ends(lab: &Lab, guest: &Guest, host: usize, since: Count) -> Result<()> {
+    let count = guest.counts_on(lab.host(host), since)?;
     guest.verifies_all(lab.host(host), count)?;
+    left::nothing(lab, Helper::Ours)?;
     guest.destroy(lab.host(host))
 }
 
 /// The number before `words` in a line of the source's log.
 fn number(report: &Report, words: &str) -> Result<u64> {
     let text = report.source.text();
-    let found = text.lines().filter(|line| line.contains("lanes (")).find_map(|line| {
-        let (before, _) = line.split_once(words)?;
-        before.split_whitespace().next_back()?.parse().ok()
-    });
+    let mut lines = text.lines().filter(|line| line.contains("lanes ("));
+    let found = lines.find_map(|line| number_before(line, words));
     found.with_context(|| format!("nothing says how many pages were{words}:\n{text}"))
 }
 
@@ -84,12 +83,12 @@ fn plain(lab: &Lab, kind: Kind) -> Result<()> {
     if sent < 4000 || zero < 1000 || number(&report, " by reference")? != 0 {
         bail!("{sent} pages sent and {zero} zero ones are not this guest's:\n{}", report.text());
     }
-    ends(lab, &guest, 2)
+    ends(lab, &guest, 2, Count::default())
 }
 
 /// A guest that has read 32 MiB of the shared disk's files, of which the source has an index.
 fn refer(lab: &Lab) -> Result<()> {
-    let guest = Guest { vcpus: 2, memory_mib: 192, files_mib: 32, ..Guest::small(Kind::Pvh) };
+    let guest = Guest::reader(Kind::Pvh);
     lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
     guest.create(lab.host(1))?;
     let there = moved(lab, &guest, 1, "refer", Helper::Ours, true)?;
@@ -105,7 +104,7 @@ fn refer(lab: &Lab) -> Result<()> {
     if number(&back, " by reference")? != 0 || !back.source.text().contains("no page is referenced on it") {
         bail!("there is no index on host 2:\n{}", back.text());
     }
-    ends(lab, &guest, 1)
+    ends(lab, &guest, 1, Count::default())
 }
 
 /// Where ours is what the target runs by itself and the hypervisor pages nothing.
@@ -118,7 +117,7 @@ fn without_paging(lab: &Lab) -> Result<()> {
 
 /// All is loaded before the restart, and a line says `why`.
 fn not_lazy(lab: &Lab, why: &str) -> Result<()> {
-    let guest = Guest { vcpus: 2, memory_mib: 192, files_mib: 32, ..Guest::small(Kind::Pvh) };
+    let guest = Guest::reader(Kind::Pvh);
     lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
     guest.create(lab.host(1))?;
     let report = moved(lab, &guest, 1, "lazy", Helper::Ours, true)?;
@@ -128,7 +127,7 @@ fn not_lazy(lab: &Lab, why: &str) -> Result<()> {
             report.text()
         );
     }
-    ends(lab, &guest, 2)
+    ends(lab, &guest, 2, Count::default())
 }
 
 /// Page tables are not for lanes yet.
@@ -136,7 +135,7 @@ fn pv(lab: &Lab) -> Result<()> {
     let guest = Guest::small(Kind::Pv);
     guest.create(lab.host(1))?;
     moved(lab, &guest, 1, "refer", Helper::Ours, false)?;
-    ends(lab, &guest, 2)
+    ends(lab, &guest, 2, Count::default())
 }
 
 /// Stock passes over the offer.
@@ -144,7 +143,7 @@ fn to_stock(lab: &Lab) -> Result<()> {
     let guest = Guest::small(Kind::Pvh);
     guest.create(lab.host(1))?;
     moved(lab, &guest, 1, "plain", Helper::Stock, false)?;
-    ends(lab, &guest, 2)
+    ends(lab, &guest, 2, Count::default())
 }
 
 /// Back and forth, a busy guest.
@@ -159,7 +158,7 @@ fn ten(lab: &Lab) -> Result<()> {
         moved(lab, &guest, from, "refer", Helper::Ours, true).with_context(|| format!("migration {time}"))?;
         from = 3 - from;
     }
-    ends(lab, &guest, from)
+    ends(lab, &guest, from, Count::default())
 }
 
 /// The stream breaks when all pages have come: the guest goes on at the source, and nothing is left.
