@@ -88,7 +88,7 @@ impl Scanner {
     ///
     /// # Errors
     /// `EPERM` where some of `span` is not watched for writes by a userfaultfd with `WP_ASYNC`, `ENOTTY` before
-    /// Linux 6.7, `ESRCH` where the process is gone.
+    /// Linux 6.7; where the process is gone `EPERM` or nothing, by kernel.
     pub fn protect(&mut self, span: Span) -> io::Result<()> {
         let mut argument = request(span);
         // SAFETY: as the request's struct says; no vector, so that nothing is written but the struct itself.

@@ -74,14 +74,19 @@ fn make_runtime_dir(dir: &Path) -> Result<(), GuestError> {
 /// # Errors
 /// A wrong configuration, a guest of that name already running, a disk that can't be read, no memory.
 pub fn run(config: &GuestConfig, stop: &AtomicBool) -> Result<(), GuestError> {
+    run_logged(config, None, stop)
+}
+
+/// As [`run`], with its standard error in `log`.
+fn run_logged(config: &GuestConfig, log: Option<PathBuf>, stop: &AtomicBool) -> Result<(), GuestError> {
     config.check()?;
     make_runtime_dir(&config.runtime_dir)?;
-    let socket = Socket::bind(&config.socket())?;
+    let socket = Socket::bind(&config.socket(), log)?;
     let machine = Machine::new(config)?;
     if !config.incoming {
         machine.boot(stop)?;
     }
-    let server = Server::new(config.clone(), machine);
+    let server = Server::new(config.clone(), machine, &socket);
     let served = server.serve(&socket, stop);
     drop(socket);
     server.machine().end(server.holding());
@@ -108,10 +113,7 @@ pub fn run_spawned(stop: &AtomicBool) -> Result<(), GuestError> {
     })?;
     // It fails only where the process leads its group already: started by hand, which is as good.
     let _ = rustix::process::setsid();
-    run(&config, stop)?;
-    // It ended as it was asked to: nothing in its log is worth keeping.
-    let _ = std::fs::remove_file(config.log());
-    Ok(())
+    run_logged(&config, Some(config.log()), stop)
 }
 
 /// A guest in a process of its own.

@@ -27,22 +27,49 @@ use crate::units::usize_of;
 /// How often the accepting thread looks whether the guest is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// A bound control socket; its file is removed when this is dropped.
+/// A guest's name, as long as it has it: the files that stand for it. Given back once, since the next guest of that name may
+/// come at once, and these files are that one's then.
+struct Name {
+    socket: PathBuf,
+    /// What it has said; none where that is not a file of ours.
+    log: Option<PathBuf>,
+    given_back: AtomicBool,
+}
+
+impl Name {
+    /// Another guest may have it; whether it was this one's until now.
+    fn give_back(&self) -> bool {
+        let first = !self.given_back.swap(true, Ordering::SeqCst);
+        if first {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(&self.socket);
+        }
+        first
+    }
+
+    /// As [`Self::give_back`], of a guest that ends as it was asked to: nothing in its log is worth keeping.
+    fn give_back_with_log(&self) {
+        if let (true, Some(log)) = (self.give_back(), &self.log) {
+            let _ = std::fs::remove_file(log);
+        }
+    }
+}
+
+/// A bound control socket; its file is removed when this is dropped, unless its name was given back before.
 pub(super) struct Socket {
     listener: OwnedFd,
-    path: PathBuf,
+    name: Arc<Name>,
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = std::fs::remove_file(&self.path);
+        self.name.give_back();
     }
 }
 
 impl Socket {
-    /// Binds the control socket at `path`. A socket nobody listens at is replaced.
-    pub(super) fn bind(path: &Path) -> Result<Self, GuestError> {
+    /// Binds the control socket at `path`, of a guest whose standard error is `log`. A socket nobody listens at is replaced.
+    pub(super) fn bind(path: &Path, log: Option<PathBuf>) -> Result<Self, GuestError> {
         let failed = |source: io::Error| GuestError::Os {
             doing: format!("cannot make the guest's control socket {}", path.display()),
             remedy: "Its directory must exist and be writable, its path shorter than 108 bytes",
@@ -62,7 +89,8 @@ impl Socket {
         let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
             .map_err(|e| failed(e.into()))?;
         rustix::net::bind(&listener, &address).map_err(|e| failed(e.into()))?;
-        let socket = Self { listener, path: path.to_owned() };
+        let name = Name { socket: path.to_owned(), log, given_back: AtomicBool::new(false) };
+        let socket = Self { listener, name: Arc::new(name) };
         rustix::net::listen(&socket.listener, 16).map_err(|e| failed(e.into()))?;
         Ok(socket)
     }
@@ -80,16 +108,18 @@ struct Rules {
 pub(super) struct Server {
     config: GuestConfig,
     machine: Machine,
+    name: Arc<Name>,
     rules: Mutex<Rules>,
     ending: AtomicBool,
 }
 
 impl Server {
-    /// Of a guest that is booted, or incoming.
-    pub(super) fn new(config: GuestConfig, machine: Machine) -> Arc<Self> {
+    /// Of a guest that is booted, or incoming, and answers at `socket`.
+    pub(super) fn new(config: GuestConfig, machine: Machine, socket: &Socket) -> Arc<Self> {
         let phase = if config.incoming { Phase::Incoming } else { Phase::Running };
         let rules = Mutex::new(Rules { life: Life::new(phase), kept_fault_fd: None, keepsake: None });
-        Arc::new(Self { config, machine, rules, ending: AtomicBool::new(false) })
+        let name = Arc::clone(&socket.name);
+        Arc::new(Self { config, machine, name, rules, ending: AtomicBool::new(false) })
     }
 
     /// Whether pages are held back from the guest.
@@ -104,7 +134,7 @@ impl Server {
     /// set.
     pub(super) fn serve(self: &Arc<Self>, socket: &Socket, stop: &AtomicBool) -> Result<(), GuestError> {
         let failed = |e: rustix::io::Errno| GuestError::Os {
-            doing: format!("cannot accept connections at {}", socket.path.display()),
+            doing: format!("cannot accept connections at {}", socket.name.socket.display()),
             remedy: "Raise the limit of open files (ulimit -n)",
             source: e.into(),
         };
@@ -144,6 +174,7 @@ impl Server {
                 eprintln!("guest {}: no thread for a control connection: {e}", self.config.name);
             }
         }
+        self.name.give_back_with_log();
         Ok(())
     }
 
@@ -179,6 +210,7 @@ impl Server {
         }
         let mut rules = self.rules();
         if rules.life.lost(number, &mut &self.machine) {
+            self.name.give_back_with_log();
             self.ending.store(true, Ordering::SeqCst);
         }
     }
@@ -234,6 +266,8 @@ impl Server {
             }
             Ok(Grant::End) => {
                 self.machine.halt();
+                // Before the answer: who has it may have the guest come back under its name.
+                self.name.give_back_with_log();
                 self.ending.store(true, Ordering::SeqCst);
                 packet::send(socket, &Reply::Done, &[])
             }

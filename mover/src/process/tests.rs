@@ -93,12 +93,16 @@ fn until(guest: &GuestHandle, what: &str, mut reached: impl FnMut(&Status) -> bo
     }
 }
 
-fn ended(mut guest: GuestHandle) {
+fn through(guest: &mut GuestHandle) {
     let begun = Instant::now();
     while guest.try_wait().unwrap().is_none() {
         assert!(begun.elapsed() < Duration::from_secs(30), "guest {} does not end", guest.pid);
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+fn ended(mut guest: GuestHandle) {
+    through(&mut guest);
     assert!(!guest.socket.exists(), "its socket is gone");
     assert!(!guest.log.exists(), "its log is gone");
 }
@@ -139,6 +143,27 @@ fn a_killed_source_engine_leaves_a_running_guest() {
     assert_eq!(client.check().unwrap().wrong_pages, 0);
     client.destroy().unwrap();
     ended(guest);
+}
+
+#[test]
+fn a_guest_that_was_given_up_may_come_back_at_once_under_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), "z", None);
+    let mut before: Option<GuestHandle> = None;
+    for _ in 0..5 {
+        let guest = spawn(&config);
+        // The end of the one before takes nothing of this one's with it.
+        before.iter_mut().for_each(through);
+        let client = guest.connect().unwrap();
+        assert!(guest.socket.exists() && guest.log.exists());
+        client.attach(Role::Source, "away").unwrap();
+        client.pause().unwrap();
+        client.release().unwrap();
+        client.destroy().unwrap();
+        before = Some(guest);
+    }
+    before.into_iter().for_each(ended);
+    assert_eq!(std::fs::read_dir(config.runtime_dir).unwrap().count(), 0);
 }
 
 #[test]

@@ -88,6 +88,11 @@ impl DirtyLog for WriteTracker {
             self.state = State::Lost;
             return Err(self.failed("cannot collect the pages the guest has written", e));
         }
+        // Of a process that is gone some kernels scan nothing, with success: a dead guest is no clean one.
+        if !self.uffd.is_alive() {
+            self.state = State::Lost;
+            return Err(gone());
+        }
         Ok(PageCount(u64_of(fresh)))
     }
 
