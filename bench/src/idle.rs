@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use mover::bitmap::Bitmap;
-use mover::disk::image::{DiskSpec, ImageDisks};
+use mover::disk::image::{DiskSpec, ImageDisks, Role};
 use mover::disk::{Disks, WriteLog};
 use mover::error::{DiskError, Error, GuestError};
 use mover::guest::{DirtyLog, GuestMemory, SourceGuest, SourceLife, TargetGuest, TargetLife};
@@ -158,7 +158,8 @@ impl Plan {
 }
 
 fn disks(path: Option<&Path>) -> Result<Arc<dyn Disks>, DiskError> {
-    let spec = path.map(|path| DiskSpec { name: "disk0".to_owned(), path: path.to_owned(), writable: false });
+    let spec =
+        path.map(|path| DiskSpec { name: "disk0".to_owned(), path: path.to_owned(), role: Role::ReadOnly });
     ImageDisks::open(spec.as_slice())
 }
 

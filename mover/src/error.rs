@@ -414,6 +414,16 @@ pub enum DiskError {
         /// What to do.
         remedy: &'static str,
     },
+    /// A clone's header that can't be followed to the image under it.
+    #[error("{path}: {why}. {remedy}")]
+    Chain {
+        /// The clone.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// An index file that can't be used.
     #[error("index {path}: {why}. {remedy}")]
     Index {

@@ -5,6 +5,12 @@
 pub const LANES_MAX: usize = 16;
 /// Disks of one guest that pages may be referenced on.
 pub const DISKS_MAX: usize = 16;
+/// Images in one chain of clones, the raw one at the bottom counted.
+pub const CHAIN_IMAGES_MAX: usize = 16;
+/// Bytes of a clone's header that are looked at: those who write qcow2 put everything that names other files into far less.
+pub const CLONE_HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of the name that a clone has for another image.
+pub const IMAGE_NAME_BYTES_MAX: usize = 1023;
 /// Pages in one frame of page data: 1 MiB of payload, where loopback and large NICs stop gaining from more.
 pub const PAGES_PER_FRAME: usize = 256;
 /// Runs of pages in one frame that says "these are zero".

@@ -18,6 +18,8 @@
 //!   lanes_cert        PAGEFERRY_LANES_CERT         this authority has certified, with this host's certificate and private key
 //!   lanes_key         PAGEFERRY_LANES_KEY
 //!   lanes_peer_name   PAGEFERRY_LANES_PEER_NAME    none: the host dialled; what the source's certificate has to be for
+//!   reference_images  PAGEFERRY_REFERENCE_IMAGES   [] (the variable: with commas): raw images that nobody writes and both hosts
+//!                                                  have at these paths; pages of any guest may be referred to on them
 //!   throttle          PAGEFERRY_THROTTLE           "off"; "auto": slow the guest down while it writes faster than that
 //! ```
 //!
@@ -32,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mover::error::NetError;
-use mover::limits::LANES_MAX;
+use mover::limits::{DISKS_MAX, LANES_MAX};
 use mover::net::tls::Authority;
 use mover::policy::Wish;
 use serde::{Deserialize, Deserializer};
@@ -124,6 +126,8 @@ pub struct Settings {
     pub lanes_key: Option<PathBuf>,
     /// What a source's certificate has to be for, if not for the host dialled.
     pub lanes_peer_name: Option<String>,
+    /// Images besides a guest's disks that its pages may be referred to on.
+    pub reference_images: Vec<PathBuf>,
     /// Whether to slow the guest down before it comes to that.
     pub throttle: Throttle,
 }
@@ -144,6 +148,7 @@ impl Default for Settings {
             lanes_cert: None,
             lanes_key: None,
             lanes_peer_name: None,
+            reference_images: Vec::new(),
             throttle: Throttle::default(),
         }
     }
@@ -204,6 +209,7 @@ struct File {
     lanes_cert: Option<PathBuf>,
     lanes_key: Option<PathBuf>,
     lanes_peer_name: Option<String>,
+    reference_images: Option<Vec<PathBuf>>,
     throttle: Option<Throttle>,
 }
 
@@ -284,6 +290,15 @@ fn addresses(found: Vec<String>) -> Result<Vec<String>, String> {
     }
 }
 
+/// Paths of images, as far as that can be seen without opening them.
+fn images(found: Vec<PathBuf>) -> Result<Vec<PathBuf>, String> {
+    match found.iter().find(|path| !path.is_absolute() || path.to_str().is_none()) {
+        Some(path) => Err(format!("`{}` is no whole path", path.display())),
+        None if found.len() > DISKS_MAX => Err(format!("{DISKS_MAX} images will do")),
+        None => Ok(found),
+    }
+}
+
 fn throttle(text: &str) -> Result<Throttle, String> {
     match text {
         "off" => Ok(Throttle::Off),
@@ -358,6 +373,9 @@ impl Settings {
         take(&variable, "PAGEFERRY_LANES_PEER_NAME", &mut settings.lanes_peer_name, |text| {
             Ok((!text.is_empty()).then(|| text.to_owned()))
         })?;
+        take(&variable, "PAGEFERRY_REFERENCE_IMAGES", &mut settings.reference_images, |text| {
+            images(text.split(',').filter(|part| !part.is_empty()).map(PathBuf::from).collect())
+        })?;
         take(&variable, "PAGEFERRY_THROTTLE", &mut settings.throttle, throttle)?;
         settings.agree()?;
         Ok(settings)
@@ -412,6 +430,9 @@ impl Settings {
         self.lanes_cert = file.lanes_cert;
         self.lanes_key = file.lanes_key;
         self.lanes_peer_name = file.lanes_peer_name;
+        if let Some(found) = file.reference_images {
+            self.reference_images = images(found).map_err(|error| wrong(&error))?;
+        }
         self.throttle = file.throttle.unwrap_or(self.throttle);
         Ok(())
     }
@@ -453,7 +474,8 @@ mod tests {
         assert_eq!(load("", &[]), Ok(Settings::default()));
         let file = "policy = \"stock\"\nmax_downtime = \"1.5s\"\nmax_rounds = 9\non_no_convergence = \"abort\"\n\
              mode = \"refer\"\nlanes = 4\nlanes_plaintext = false\nlanes_address = [\"10.0.0.1\", \"[fd00::1]:7000\"]\n\
-             lanes_peer_name = \"here\"\nlanes_ca = \"/a\"\nlanes_cert = \"/b\"\nlanes_key = \"/c\"\nthrottle = \"auto\"\n";
+             lanes_peer_name = \"here\"\nlanes_ca = \"/a\"\nlanes_cert = \"/b\"\nlanes_key = \"/c\"\nthrottle = \"auto\"\n\
+             reference_images = [\"/images/golden.raw\"]\n";
         let read = Settings {
             policy: PolicyName::Stock,
             max_downtime: Duration::from_millis(1500),
@@ -467,6 +489,7 @@ mod tests {
             lanes_cert: Some("/b".into()),
             lanes_key: Some("/c".into()),
             lanes_peer_name: Some("here".into()),
+            reference_images: vec!["/images/golden.raw".into()],
             throttle: Throttle::Auto,
         };
         assert_eq!(load(file, &[]), Ok(read));
@@ -483,6 +506,7 @@ mod tests {
             ("PAGEFERRY_LANES_CERT", ""),
             ("PAGEFERRY_LANES_KEY", ""),
             ("PAGEFERRY_LANES_PEER_NAME", ""),
+            ("PAGEFERRY_REFERENCE_IMAGES", "/a b,/c"),
             ("PAGEFERRY_THROTTLE", "off"),
         ];
         let set = Settings {
@@ -494,6 +518,7 @@ mod tests {
             lanes: 16,
             lanes_plaintext: true,
             lanes_address: vec!["host:1".into(), "10.0.0.2".into()],
+            reference_images: vec!["/a b".into(), "/c".into()],
             throttle: Throttle::Off,
             ..Settings::default()
         };
@@ -511,7 +536,16 @@ mod tests {
             .collect();
         assert_eq!(load(&set.join("\n"), &[]), Ok(Settings::default()));
         let keys: Vec<_> = set.iter().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
-        let all = ["policy", "max_downtime", "max_rounds", "on_no_convergence", "throttle", "mode", "lanes"];
+        let all = [
+            "policy",
+            "max_downtime",
+            "max_rounds",
+            "on_no_convergence",
+            "throttle",
+            "mode",
+            "lanes",
+            "reference_images",
+        ];
         assert!(all.iter().all(|key| keys.contains(key)), "{keys:?}");
     }
 
@@ -528,6 +562,7 @@ mod tests {
             ("mode = \"lasy\"", "lasy"),
             ("lanes = 17", "out of range"),
             ("lanes_address = [\"a b\"]", "is no address"),
+            ("reference_images = [\"golden.raw\"]", "is no whole path"),
         ] {
             let error = load(file, &[]).unwrap_err();
             assert!(error.contains(words) && error.contains("pageferry.toml"), "{file}: {error}");
@@ -541,6 +576,7 @@ mod tests {
             ("PAGEFERRY_LANES", "0"),
             ("PAGEFERRY_LANES_PLAINTEXT", "1"),
             ("PAGEFERRY_LANES_ADDRESS", "a\tb"),
+            ("PAGEFERRY_REFERENCE_IMAGES", "/images/a,b"),
         ] {
             let error = load("", &[(name, value)]).unwrap_err();
             assert!(error.contains(name), "{error}");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use mover::disk::image::{DiskSpec, ImageDisks};
+use mover::disk::image::{DiskSpec, ImageDisks, Role};
 use mover::disk::{Read, Slot};
 use mover::limits::READ_DEPTH;
 use mover::runtime::{Runtime, Threads};
@@ -104,7 +104,7 @@ impl Random {
 
 /// Reads `file` with the engine's reader for `seconds`.
 fn ours(file: &Path, lengths: &[RunLength], seconds: f64, seed: u64) -> Result<Reached> {
-    let spec = DiskSpec { name: "bench".to_owned(), path: file.to_owned(), writable: false };
+    let spec = DiskSpec { name: "bench".to_owned(), path: file.to_owned(), role: Role::ReadOnly };
     let disks = ImageDisks::open(&[spec])?;
     let mut reader = disks.reader(READ_DEPTH)?;
     let pages = disks.infos()[0].bytes / 4096;

@@ -4,10 +4,11 @@
 //! both ends see block devices that have one; and a sample of up to [`SAMPLE_BLOCKS`] blocks that are not zero, spread
 //! evenly over the disk, by digest. The guest goes on writing while the sample travels, so a few of the blocks
 //! ([`SAMPLE_STRAY_MAX`] of 64) may differ. Two clones that differ in less than that can't be told apart by this; a
-//! page loaded from the wrong one is still caught by its own check.
+//! page loaded from the wrong one is still caught by its own check. Of what nobody writes (a base under clones, a
+//! reference image) no block may differ.
 //!
 //! On the wire an identity is text: `pf1 wwid=naa.5000c500 blocks=0:9f3a51c0ffee0123,2048:...` (sector, then the first
-//! 8 bytes of the block's BLAKE3 in hex).
+//! 8 bytes of the block's BLAKE3 in hex), of a base `pf1 base wwid=...`, of a reference image `pf1 reference wwid=...`.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, StatxFlags};
 
-use super::image::{DiskSpec, ImageDisks};
+use super::image::{DiskSpec, ImageDisks, Role};
 use super::{DiskInfo, Disks, Read, Reader, Slot};
 use crate::error::DiskError;
 use crate::units::{DiskId, PAGE_BYTES, PAGE_BYTES_U64, Sector, u64_of, usize_of};
@@ -33,12 +34,17 @@ pub const SAMPLE_STRAY_MAX: usize = 4;
 pub(super) const SAMPLE_DEPTH: usize = 4;
 /// Places looked at to find blocks that are not zero; a power of two.
 const CANDIDATES: u64 = 256;
+/// How roles are written.
+const BASE: &str = "base ";
+const REFERENCE: &str = "reference ";
 /// A read of the sample that takes longer than this counts as failed.
 const READ_WAIT: Duration = Duration::from_secs(60);
 
 /// What a disk is recognised by.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Identity {
+    /// What the disk is to the guest; one it only reads travels as one it writes.
+    pub role: Role,
     /// The world-wide name of a block device, as its driver tells it.
     pub wwid: Option<String>,
     /// Digests of some blocks, by sector.
@@ -47,7 +53,12 @@ pub struct Identity {
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pf1 wwid={} blocks=", self.wwid.as_deref().unwrap_or("-"))?;
+        let role = match self.role {
+            Role::Own | Role::ReadOnly => "",
+            Role::Base => BASE,
+            Role::Reference => REFERENCE,
+        };
+        write!(f, "pf1 {role}wwid={} blocks=", self.wwid.as_deref().unwrap_or("-"))?;
         for (number, (sector, digest)) in self.blocks.iter().enumerate() {
             let comma = if number == 0 { "" } else { "," };
             write!(f, "{comma}{sector}:{digest:016x}")?;
@@ -61,9 +72,13 @@ impl FromStr for Identity {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
-            let rest = text.strip_prefix("pf1 wwid=")?;
-            let (wwid, blocks) = rest.split_once(" blocks=")?;
-            let mut identity = Self { wwid: (wwid != "-").then(|| wwid.to_owned()), ..Self::default() };
+            let rest = text.strip_prefix("pf1 ")?;
+            let roles = [(BASE, Role::Base), (REFERENCE, Role::Reference)];
+            let role = roles.iter().find_map(|(word, role)| Some((rest.strip_prefix(word)?, *role)));
+            let (rest, role) = role.unwrap_or((rest, Role::Own));
+            let (wwid, blocks) = rest.strip_prefix("wwid=")?.split_once(" blocks=")?;
+            let wwid = (wwid != "-").then(|| wwid.to_owned());
+            let mut identity = Self { role, wwid, blocks: BTreeMap::new() };
             for pair in blocks.split(',').filter(|pair| !pair.is_empty()) {
                 let (sector, digest) = pair.split_once(':')?;
                 identity.blocks.insert(sector.parse().ok()?, u64::from_str_radix(digest, 16).ok()?);
@@ -184,13 +199,20 @@ fn digest(block: &[u8]) -> u64 {
 pub fn open_same(expected: &[DiskInfo], paths: &BTreeMap<String, PathBuf>) -> Result<ImageDisks, DiskError> {
     let specs: Vec<DiskSpec> = expected
         .iter()
-        .map(|info| DiskSpec { name: info.name.clone(), path: resolve(info, paths), writable: true })
+        .map(|info| DiskSpec { name: info.name.clone(), path: resolve(info, paths), role: role(info) })
         .collect();
     let disks = ImageDisks::open_unidentified(&specs)?;
     for (number, info) in (0..).zip(expected) {
         compare(info, &disks, DiskId(number))?;
     }
     Ok(disks.identified(expected))
+}
+
+/// What the source says that its disk `info` is to the guest. Of one it says in no way this end knows, the guest's own: that
+/// is the one which must be right.
+#[must_use]
+pub fn role(info: &DiskInfo) -> Role {
+    info.identity.parse().map_or(Role::Own, |identity: Identity| identity.role)
 }
 
 /// Where the source's disk `info` should be on this host.
@@ -201,7 +223,7 @@ pub fn resolve(info: &DiskInfo, paths: &BTreeMap<String, PathBuf>) -> PathBuf {
 
 /// Whether the disk at `path` is the one the source describes. The error says what differs.
 pub fn verify_same(expected: &DiskInfo, path: &Path) -> Result<(), DiskError> {
-    let spec = DiskSpec { name: expected.name.clone(), path: path.to_owned(), writable: false };
+    let spec = DiskSpec { name: expected.name.clone(), path: path.to_owned(), role: Role::ReadOnly };
     compare(expected, &ImageDisks::open_unidentified(&[spec])?, DiskId(0))
 }
 
@@ -243,8 +265,11 @@ fn compare(expected: &DiskInfo, disks: &ImageDisks, disk: DiskId) -> Result<(), 
             first.get_or_insert(sector);
         }
     }
-    // In proportion for a small sample, rounded down: of one block, none may differ.
-    let allowed = SAMPLE_STRAY_MAX * theirs.blocks.len() / SAMPLE_BLOCKS;
+    let allowed = match theirs.role {
+        // In proportion for a small sample, rounded down: of one block, none may differ.
+        Role::Own | Role::ReadOnly => SAMPLE_STRAY_MAX * theirs.blocks.len() / SAMPLE_BLOCKS,
+        Role::Base | Role::Reference => 0,
+    };
     match first {
         Some(sector) if differ > allowed => refuse(
             format!(
@@ -293,7 +318,7 @@ mod tests {
     }
 
     fn info(path: &Path) -> DiskInfo {
-        let spec = DiskSpec { name: "disk0".to_owned(), path: path.to_owned(), writable: true };
+        let spec = DiskSpec { name: "disk0".to_owned(), path: path.to_owned(), role: Role::Own };
         ImageDisks::open(&[spec]).unwrap().infos()[0].clone()
     }
 
@@ -341,12 +366,35 @@ mod tests {
         assert!(refusal(&info, &path).contains("5 of 64 sampled blocks differ"));
     }
 
+    /// Under a clone nothing is written: one other block is another base, and the guest would run on it.
+    #[test]
+    fn of_what_nobody_writes_no_block_may_differ() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("base");
+        for (role, word) in [(Role::Base, "pf1 base wwid="), (Role::Reference, "pf1 reference wwid=")] {
+            image(&path, 1000, 0..0);
+            let spec = DiskSpec { name: "xvda-base".to_owned(), path: path.clone(), role };
+            let info = ImageDisks::open(&[spec]).unwrap().infos()[0].clone();
+            assert!(info.identity.starts_with(word), "{info:?}");
+            assert_eq!(super::role(&info), role);
+            let identity: Identity = info.identity.parse().unwrap();
+            assert_eq!(identity.to_string(), info.identity);
+            verify_same(&info, &path).unwrap();
+            overwrite(&path, identity.blocks.keys().next().unwrap() / 8);
+            assert!(refusal(&info, &path).contains("1 of 64 sampled blocks differ"));
+        }
+        let own = DiskInfo { identity: "pf1 wwid=- blocks=".to_owned(), ..info(&path) };
+        let strange = DiskInfo { identity: "pf1 loan wwid=- blocks=".to_owned(), ..own.clone() };
+        assert_eq!((super::role(&own), super::role(&strange)), (Role::Own, Role::Own));
+        assert!(refusal(&strange, &path).contains("can't be read"));
+    }
+
     #[test]
     fn what_was_written_before_the_source_asks_again_is_no_difference() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");
         image(&path, 1000, 0..0);
-        let spec = DiskSpec { name: "disk0".to_owned(), path: path.clone(), writable: true };
+        let spec = DiskSpec { name: "disk0".to_owned(), path: path.clone(), role: Role::Own };
         let disks = ImageDisks::open_images(&[spec]).unwrap();
         (0..1000).for_each(|block| overwrite(&path, block));
         let mut info = disks.infos()[0].clone();

@@ -33,8 +33,22 @@ pub struct DiskSpec {
     pub name: String,
     /// The image file or block device.
     pub path: PathBuf,
-    /// Whether the guest may write it; one that nobody writes needs no flush.
-    pub writable: bool,
+    /// What it is to the guest.
+    pub role: Role,
+}
+
+/// What a disk is to the guest that refers to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Role {
+    /// Its own disk, which it writes.
+    #[default]
+    Own,
+    /// Its own disk, which nobody writes: there is nothing to flush.
+    ReadOnly,
+    /// Stands under its own disk, which is a clone of it; nobody writes it.
+    Base,
+    /// An image that its pages may be referred to on, and nothing more; nobody writes it.
+    Reference,
 }
 
 /// How one disk is read.
@@ -55,7 +69,7 @@ struct Image {
     bytes: u64,
     alignment: usize,
     access: Access,
-    writable: bool,
+    role: Role,
 }
 
 /// Image files and block devices, opened for reading.
@@ -195,7 +209,7 @@ impl Disks for ImageDisks {
         for (number, image) in self.images.iter().enumerate() {
             let wwid = identity::wwid(self.files[number].fd.as_fd());
             let blocks = identity::sample(&mut reader, disk_id(number), image.bytes, image.alignment)?;
-            identities.push(identity::Identity { wwid, blocks }.to_string());
+            identities.push(identity::Identity { role: image.role, wwid, blocks }.to_string());
         }
         Ok(identities)
     }
@@ -206,7 +220,9 @@ impl Disks for ImageDisks {
         Ok(Box::new(self.image_reader(slots)?))
     }
     fn flush(&self) -> Result<(), DiskError> {
-        for (image, file) in self.images.iter().zip(self.files.iter()).filter(|(image, _)| image.writable) {
+        for (image, file) in
+            self.images.iter().zip(self.files.iter()).filter(|(image, _)| image.role == Role::Own)
+        {
             rustix::fs::fsync(&file.fd).map_err(|errno| DiskError::Os {
                 doing: format!("flushing {}", image.path),
                 remedy: "The disk lost writes: look at the kernel log of this host before going on",
@@ -246,7 +262,7 @@ fn open_one(spec: &DiskSpec, notes: &mut Vec<String>) -> Result<(Image, ReadFile
         });
     }
     if let Some((fd, alignment)) = open_direct(&spec.path, &buffered) {
-        let image = Image { path, bytes, alignment, access: Access::Direct, writable: spec.writable };
+        let image = Image { path, bytes, alignment, access: Access::Direct, role: spec.role };
         return Ok((image, ReadFile { fd, flags: 0 }));
     }
     // What the cache holds from before may be older than the disk.
@@ -263,7 +279,7 @@ fn open_one(spec: &DiskSpec, notes: &mut Vec<String>) -> Result<(Image, ReadFile
     ));
     let flags = if uncached { RWF_DONTCACHE } else { 0 };
     let alignment = usize_of(SECTOR_BYTES);
-    Ok((Image { path, bytes, alignment, access, writable: spec.writable }, ReadFile { fd: buffered, flags }))
+    Ok((Image { path, bytes, alignment, access, role: spec.role }, ReadFile { fd: buffered, flags }))
 }
 
 fn open(path: &Path, more: OFlags) -> Result<OwnedFd, Errno> {
@@ -479,7 +495,7 @@ mod tests {
     }
 
     fn disks(path: &Path) -> ImageDisks {
-        let spec = DiskSpec { name: "disk0".to_owned(), path: path.to_owned(), writable: true };
+        let spec = DiskSpec { name: "disk0".to_owned(), path: path.to_owned(), role: Role::Own };
         ImageDisks::open_images(&[spec]).unwrap()
     }
 
@@ -670,7 +686,7 @@ mod tests {
         let empty = dir.path().join("empty");
         std::fs::write(&empty, []).unwrap();
         let open = |path: &Path| {
-            let spec = DiskSpec { name: "disk0".to_owned(), path: path.to_owned(), writable: false };
+            let spec = DiskSpec { name: "disk0".to_owned(), path: path.to_owned(), role: Role::ReadOnly };
             ImageDisks::open(&[spec]).err().unwrap().to_string()
         };
         assert!(open(&empty).contains("it is 0 bytes long"));

@@ -1,6 +1,7 @@
 //! Disks as the engine sees them: named blocks that both hosts can read, batched reads into staging slots or
 //! straight into guest pages, and the log of what the guest writes.
 
+pub mod chain;
 pub mod extents;
 pub mod identity;
 pub mod image;

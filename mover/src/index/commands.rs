@@ -15,7 +15,7 @@ use super::scan::{self, Counts, Source};
 use super::set::Tables;
 use super::table::Table;
 use crate::bitmap::Bitmap;
-use crate::disk::image::{DiskSpec, ImageDisks, ImageReader};
+use crate::disk::image::{DiskSpec, ImageDisks, ImageReader, Role};
 use crate::disk::{Completion, Disks, Read, Reader, Slot, partition};
 use crate::error::DiskError;
 use crate::fingerprint;
@@ -127,7 +127,7 @@ struct Image {
 
 impl Image {
     fn open(path: &Path, state: &Path) -> Result<Self, DiskError> {
-        let spec = DiskSpec { name: "disk".to_owned(), path: path.to_owned(), writable: true };
+        let spec = DiskSpec { name: "disk".to_owned(), path: path.to_owned(), role: Role::Own };
         let disks = ImageDisks::open_unidentified(&[spec])?;
         // What is written and not flushed may lie in what is told to be a hole.
         disks.flush()?;

@@ -119,7 +119,7 @@ fn place(landing: &Landing, pfn: u32) -> BlockAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::image::{DiskSpec, ImageDisks};
+    use crate::disk::image::{DiskSpec, ImageDisks, Role};
     use crate::error::GuestError;
     use crate::fingerprint::Check;
     use crate::guest::GuestMemory;
@@ -171,7 +171,7 @@ mod tests {
         let specs = ["a", "b"].map(|name| {
             let path = dir.path().join(name);
             std::fs::write(&path, vec![1; 16 * 4096 + 512]).unwrap();
-            DiskSpec { name: name.to_owned(), path, writable: false }
+            DiskSpec { name: name.to_owned(), path, role: Role::ReadOnly }
         });
         let disks = ImageDisks::open(&specs).unwrap();
         let landing = Landing::new(Arc::new(Pages(8)), Arc::new(Threads::new()), Arc::<Failure>::default());

@@ -48,6 +48,7 @@ fn main() {
     put("offer", "clear", &offer(None).encode());
     helper();
     put("xenstore", "disks", &xenstore());
+    clones();
     put("record", "data", b"what it carries\x17\0\0");
     put("record", "key-update", b"\x18\0\0\x01\0\x16");
     put("record", "stranger", b"\x17\x03\x03\0\x14twenty bytes of noise");
@@ -242,11 +243,11 @@ fn helper() {
     put("helper", "restore", b"--restore-domain\x008\x009\x007\x001\x000\x002\x000\x00768\x000");
 }
 
-/// Disks of every kind: a block device, files, another format, another domain's, one that only its script finds, one whose path is
+/// Disks of every kind: a block device, files, a clone, another format, another domain's, one that only its script finds, one whose path is
 /// none, no disk. Before the first answer comes an event.
 fn xenstore() -> Vec<u8> {
     // Its backend; then what `ferry::attached` asks of it, in that order: dev, device-type, params, mode, script.
-    let disks: [(&str, [Option<&str>; 5]); 7] = [
+    let disks: [(&str, [Option<&str>; 5]); 8] = [
         ("0/backend/vbd/7/1", [Some("xvda"), Some("disk"), Some("/dev/vg/desk"), Some("w"), None]),
         ("0/backend/qdisk/7/2", [Some("xvdb"), None, Some("aio:/images/a:b"), Some("r"), None]),
         ("0/backend/qdisk/7/3", [None, None, Some("qcow2:/images/c"), None, None]),
@@ -257,10 +258,11 @@ fn xenstore() -> Vec<u8> {
         ),
         ("0/backend/vbd/7/6", [Some("xvdf"), None, Some("relative"), None, Some("/etc/xen/scripts/block")]),
         ("0/backend/qdisk/7/7", [Some("hdc"), Some("cdrom"), None, None, None]),
+        ("0/backend/qdisk/7/8", [Some("xvdg"), None, Some("qed:/images/d"), None, None]),
     ];
     let answer =
         |said: Option<&str>| said.map_or(b"EENOENT\0".to_vec(), |said| [b".", said.as_bytes()].concat());
-    let mut pieces = vec![b"W\x01".to_vec(), b".1\x002\x003\x004\x005\x006\x007\0".to_vec()];
+    let mut pieces = vec![b"W\x01".to_vec(), b".1\x002\x003\x004\x005\x006\x007\x008\0".to_vec()];
     for (backend, keys) in disks {
         pieces.push(answer(Some(&format!("/local/domain/{backend}"))));
         // Of what is no disk nothing else is asked.
@@ -268,6 +270,49 @@ fn xenstore() -> Vec<u8> {
         pieces.extend(keys[..asked].iter().map(|key| answer(*key)));
     }
     pieces.join(&0xff)
+}
+
+/// Headers as `qemu-img` made them, and a VHD's clone as XenServer's tools write it.
+fn clones() {
+    let kept = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../mover/tests/kept/clones");
+    for name in ["one.qcow2", "two.qcow2", "split.qcow2", "four.qcow2", "fixed.vhd"] {
+        put("clone", name, &fs::read(kept.join(name)).unwrap());
+    }
+    put("clone", "clone.vhd", &vhd());
+}
+
+/// A differencing VHD with a path of each kind to its parent.
+fn vhd() -> Vec<u8> {
+    let seal = |bytes: &mut [u8], at: usize| {
+        let sum = bytes.iter().fold(0_u32, |sum, byte| sum.wrapping_add((*byte).into()));
+        bytes[at..at + 4].copy_from_slice(&(!sum).to_be_bytes());
+    };
+    let mut footer = vec![0; 512];
+    footer[..8].copy_from_slice(b"conectix");
+    footer[12..16].copy_from_slice(&0x0001_0000_u32.to_be_bytes());
+    footer[16..24].copy_from_slice(&512_u64.to_be_bytes());
+    footer[60..64].copy_from_slice(&4_u32.to_be_bytes());
+    footer[68..84].fill(9);
+    seal(&mut footer, 64);
+    let wide = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let paths: [(&[u8; 4], Vec<u8>); 3] = [
+        (b"MacX", b"file://golden.raw".to_vec()),
+        (b"W2ru", wide(".\\golden.raw")),
+        (b"W2ku", wide("/sr/golden.raw")),
+    ];
+    let (mut header, mut names) = (vec![0; 1024], Vec::new());
+    header[..8].copy_from_slice(b"cxsparse");
+    for (number, (code, path)) in paths.iter().enumerate() {
+        let at = 576 + number * 24;
+        header[at..at + 4].copy_from_slice(*code);
+        header[at + 8..at + 12].copy_from_slice(&u32::try_from(path.len()).unwrap().to_be_bytes());
+        let offset = u64::try_from(1536 + names.len()).unwrap();
+        header[at + 16..at + 24].copy_from_slice(&offset.to_be_bytes());
+        names.extend_from_slice(path);
+        names.resize(names.len().next_multiple_of(64), 0);
+    }
+    seal(&mut header, 36);
+    [footer.clone(), header, names, footer].concat()
 }
 
 fn index() {

@@ -8,8 +8,9 @@ use std::io::{Cursor, Read, Write};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 
+use mover::disk::chain::{self, Bottom, Format, Layer};
 use mover::index::file;
-use mover::limits::{DISKS_MAX, GUEST_PAGES_MAX};
+use mover::limits::{DISKS_MAX, GUEST_PAGES_MAX, IMAGE_NAME_BYTES_MAX};
 use mover::net::pass::Pass;
 use mover::net::tls::open_anything;
 use mover::process::config::GuestConfig;
@@ -38,6 +39,7 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("offer", offer),
     ("helper", helper),
     ("xenstore", xenstore),
+    ("clone", clone),
     ("record", record),
     ("index", index),
     ("workload", workload),
@@ -222,9 +224,26 @@ pub fn xenstore(bytes: &[u8]) {
     let pieces: Vec<Vec<u8>> = bytes.split(|byte| *byte == 0xff).map(<[u8]>::to_vec).collect();
     let most = pieces.len();
     let store = Store { pieces: pieces.into_iter(), asked: [0; 8], answer: Cursor::default() };
-    if let Ok((disks, notes)) = attached::disks(&mut Xenstore::over(store), DomainId(7)) {
+    // No file is opened: a path may be any.
+    let follow = |path: &std::path::Path, format| match format {
+        Format::Raw => Ok(Bottom { path: path.to_owned(), written: true }),
+        Format::Qcow2 | Format::Vhd => Ok(Bottom { path: path.join("base"), written: false }),
+    };
+    if let Ok((disks, notes)) = attached::disks_over(&mut Xenstore::over(store), DomainId(7), &follow) {
         assert!(disks.len() <= DISKS_MAX && disks.len() + notes.len() <= bytes.len() + most);
         assert!(disks.iter().all(|disk| disk.path.is_absolute()));
+    }
+}
+
+/// A clone's header, of every format: what it names is a path within its limit.
+pub fn clone(bytes: &[u8]) {
+    for (format, uuid) in [(Format::Qcow2, None), (Format::Vhd, None), (Format::Vhd, Some([9; 16]))] {
+        if let Ok(Layer::Over(chain::Backing { name, .. }) | Layer::RawIn(name)) =
+            chain::layer(bytes, format, uuid.as_ref())
+        {
+            assert!(!name.is_empty() && name.len() <= IMAGE_NAME_BYTES_MAX);
+            assert!(!name.chars().any(char::is_control));
+        }
     }
 }
 

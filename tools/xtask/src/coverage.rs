@@ -38,6 +38,10 @@ const REACH: &[(&str, &[&str])] = &[
     ("offer", &["xen-glue/src/stream/ferry.rs"]),
     ("helper", &["xen-glue/src/helper/messages.rs", "xen-glue/src/helper/arguments.rs"]),
     ("xenstore", &["xen-glue/src/xenstore.rs", "xen-glue/src/ferry/attached.rs"]),
+    (
+        "clone",
+        &["mover/src/disk/chain/mod.rs", "mover/src/disk/chain/qcow2.rs", "mover/src/disk/chain/vhd.rs"],
+    ),
     ("record", &["mover/src/net/tls/record.rs"]),
     ("index", &["mover/src/index/file.rs", "mover/src/index/layout.rs", "mover/src/index/table.rs"]),
     ("workload", &["mover/src/process/inside/workload.rs"]),

@@ -2,14 +2,16 @@
 //! they have on the source.
 //!
 //! A disk that can't be read is left out: its references are not made. One that can and is another one refuses the migration:
-//! the guest would run on it.
+//! the guest would run on it, and so it would on another base under its clone. Only of an image that it does not run on (a
+//! reference image of the source's settings) another one is left out as well.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mover::disk::identity::open_same;
+use mover::disk::identity::{open_same, role};
+use mover::disk::image::Role;
 use mover::disk::{Completion, DiskInfo, Disks, Read, Reader, Slot};
 use mover::error::{DiskError, Error};
 use mover::memory::GuestPage;
@@ -34,7 +36,9 @@ pub(super) fn open(named: &[DiskName]) -> Result<(Option<Arc<dyn Disks>>, Readab
     for info in &infos {
         readable.push(match open_same(std::slice::from_ref(info), &BTreeMap::new()) {
             Ok(_) => Ok(()),
-            Err(error @ DiskError::Identity { .. }) => return Err(error.into()),
+            Err(error @ DiskError::Identity { .. }) if role(info) != Role::Reference => {
+                return Err(error.into());
+            }
             Err(error) => Err(error.to_string()),
         });
     }
@@ -150,8 +154,8 @@ mod tests {
     }
 
     /// As the source names the disk at `path`.
-    fn named(path: &Path) -> DiskName {
-        let spec = DiskSpec { name: "xvda".into(), path: path.to_owned(), writable: true };
+    fn named(path: &Path, role: Role) -> DiskName {
+        let spec = DiskSpec { name: "xvda".into(), path: path.to_owned(), role };
         let disks = ImageDisks::open_images(&[spec]).unwrap();
         let DiskInfo { name, path, bytes, identity } = disks.infos()[0].clone();
         DiskName { name, path, bytes, identity }
@@ -162,7 +166,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("image");
         image(&path, 1);
-        let here = named(&path);
+        let here = named(&path, Role::Own);
         let gone = DiskName { path: "/nowhere/image".into(), ..here.clone() };
         let (disks, readable) = open(&[gone.clone(), here]).unwrap();
         assert!(readable[0].as_ref().is_err_and(|why| why.contains("/nowhere/image")) && readable[1].is_ok());
@@ -194,9 +198,23 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("image");
         image(&path, 1);
-        let meant = named(&path);
+        for role in [Role::Own, Role::ReadOnly, Role::Base] {
+            image(&path, 1);
+            let meant = named(&path, role);
+            image(&path, 0x80);
+            let Err(error) = open(&[meant]) else { panic!("the guest would run on another disk: {role:?}") };
+            assert!(error.to_string().contains("is not the disk the source means"), "{error}");
+        }
+    }
+
+    #[test]
+    fn another_reference_image_is_only_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        image(&path, 1);
+        let meant = named(&path, Role::Reference);
         image(&path, 0x80);
-        let Err(error) = open(&[meant]) else { panic!("the guest would run on another disk") };
-        assert!(error.to_string().contains("is not the disk the source means"), "{error}");
+        let (none, readable) = open(&[meant]).unwrap();
+        assert!(none.is_none() && readable[0].as_ref().is_err_and(|why| why.contains("another one stands")));
     }
 }

@@ -79,7 +79,7 @@ pub struct Plan {
     pub addresses: Vec<String>,
     /// The guest's name, for the other end's messages.
     pub guest: String,
-    /// The guest's disks, in the order that numbers them.
+    /// The guest's disks, and images that its pages may be referred to on, in the order that numbers them.
     pub disks: Vec<DiskSpec>,
     /// Where `pageferry index` keeps what it knows of disks.
     pub indexes: PathBuf,

@@ -2,6 +2,7 @@
 //! loopback for the lanes.
 
 mod certified;
+mod clones;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mover::disk::image::DiskSpec;
+use mover::disk::image::{DiskSpec, Role};
 use mover::index::commands;
 use mover::memory::PageBuf;
 use mover::policy::Wish;
@@ -504,8 +505,8 @@ fn shelved(mode: Mode) -> Shelved {
         std::os::unix::fs::FileExt::write_all_at(&file, &[0x33; PAGE_BYTES], block * 4096).unwrap();
     }
     file.sync_all().unwrap();
-    let gone = DiskSpec { name: "xvdb".into(), path: directory.path().join("none"), writable: true };
-    let disk = DiskSpec { name: "xvda".into(), path, writable: true };
+    let gone = DiskSpec { name: "xvdb".into(), path: directory.path().join("none"), role: Role::Own };
+    let disk = DiskSpec { name: "xvda".into(), path, role: Role::Own };
     let plan = Plan { disks: vec![gone, disk], indexes, ..plan(mode) };
     Shelved { guest, plan, _directory: directory }
 }

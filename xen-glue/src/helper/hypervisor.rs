@@ -142,6 +142,10 @@ fn plan(settings: &Settings, domain: DomainId, session: &mut Session) -> Result<
             &format!("xenstore does not tell the guest's disks: {error}. Pages are sent instead"),
         );
     }
+    if mode.refers() {
+        let notes = attached::add_references(&mut plan.disks, &settings.reference_images);
+        notes.iter().for_each(|note| session.log(Level::Warning, note));
+    }
     Ok(Some(plan))
 }
 

@@ -48,7 +48,7 @@ impl Place {
     }
     fn disks(&self, images: &[PathBuf]) -> ImageDisks {
         let spec =
-            |path: &PathBuf| DiskSpec { name: "disk0".to_owned(), path: path.clone(), writable: false };
+            |path: &PathBuf| DiskSpec { name: "disk0".to_owned(), path: path.clone(), role: Role::ReadOnly };
         ImageDisks::open_images(&images.iter().map(spec).collect::<Vec<_>>()).unwrap()
     }
     /// Blocks `range` of 4 KiB, each different, of one seed.
