@@ -20,6 +20,8 @@
 //!   lanes_peer_name   PAGEFERRY_LANES_PEER_NAME    none: the host dialled; what the source's certificate has to be for
 //!   reference_images  PAGEFERRY_REFERENCE_IMAGES   [] (the variable: with commas): raw images that nobody writes and both hosts
 //!                                                  have at these paths; pages of any guest may be referred to on them
+//!   redial_for        PAGEFERRY_REDIAL_FOR         "300s": with "lazy", how long the two hosts look for each other again when they
+//!                                                  have lost each other while pages are outstanding
 //!   throttle          PAGEFERRY_THROTTLE           "off"; "auto": slow the guest down while it writes faster than that
 //! ```
 //!
@@ -48,8 +50,8 @@ use crate::stream::limits::{OFFER_ADDRESS_BYTES_MAX, OFFER_ADDRESSES_MAX};
 pub const FILE: &str = "/etc/pageferry.toml";
 /// Most rounds that can be asked for.
 const ROUNDS_MAX: u32 = 1000;
-/// Longest downtime that can be asked for.
-const DOWNTIME_MAX: Duration = Duration::from_secs(3600);
+/// Longest time that can be asked for, of any kind.
+const TIME_MAX: Duration = Duration::from_secs(3600);
 
 /// When a guest that is saved while it runs is stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
@@ -128,6 +130,8 @@ pub struct Settings {
     pub lanes_peer_name: Option<String>,
     /// Images besides a guest's disks that its pages may be referred to on.
     pub reference_images: Vec<PathBuf>,
+    /// How long to look for the other host again that was lost while pages are outstanding.
+    pub redial_for: Duration,
     /// Whether to slow the guest down before it comes to that.
     pub throttle: Throttle,
 }
@@ -149,6 +153,7 @@ impl Default for Settings {
             lanes_key: None,
             lanes_peer_name: None,
             reference_images: Vec::new(),
+            redial_for: Duration::from_secs(300),
             throttle: Throttle::default(),
         }
     }
@@ -210,6 +215,8 @@ struct File {
     lanes_key: Option<PathBuf>,
     lanes_peer_name: Option<String>,
     reference_images: Option<Vec<PathBuf>>,
+    #[serde(default, deserialize_with = "duration_field")]
+    redial_for: Option<Duration>,
     throttle: Option<Throttle>,
 }
 
@@ -230,7 +237,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(format!("`{text}` needs a unit, ms or s")),
     };
     let found = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-    if found > DOWNTIME_MAX {
+    if found > TIME_MAX {
         return Err(format!("`{text}` is out of range; at most an hour will do"));
     }
     Ok(found)
@@ -376,6 +383,7 @@ impl Settings {
         take(&variable, "PAGEFERRY_REFERENCE_IMAGES", &mut settings.reference_images, |text| {
             images(text.split(',').filter(|part| !part.is_empty()).map(PathBuf::from).collect())
         })?;
+        take(&variable, "PAGEFERRY_REDIAL_FOR", &mut settings.redial_for, duration)?;
         take(&variable, "PAGEFERRY_THROTTLE", &mut settings.throttle, throttle)?;
         settings.agree()?;
         Ok(settings)
@@ -433,6 +441,7 @@ impl Settings {
         if let Some(found) = file.reference_images {
             self.reference_images = images(found).map_err(|error| wrong(&error))?;
         }
+        self.redial_for = file.redial_for.unwrap_or(self.redial_for);
         self.throttle = file.throttle.unwrap_or(self.throttle);
         Ok(())
     }
@@ -474,8 +483,8 @@ mod tests {
         assert_eq!(load("", &[]), Ok(Settings::default()));
         let file = "policy = \"stock\"\nmax_downtime = \"1.5s\"\nmax_rounds = 9\non_no_convergence = \"abort\"\n\
              mode = \"refer\"\nlanes = 4\nlanes_plaintext = false\nlanes_address = [\"10.0.0.1\", \"[fd00::1]:7000\"]\n\
-             lanes_peer_name = \"here\"\nlanes_ca = \"/a\"\nlanes_cert = \"/b\"\nlanes_key = \"/c\"\nthrottle = \"auto\"\n\
-             reference_images = [\"/images/golden.raw\"]\n";
+             lanes_peer_name = \"here\"\nlanes_ca = \"/a\"\nlanes_cert = \"/b\"\nlanes_key = \"/c\"\nredial_for = \"60s\"\n\
+             reference_images = [\"/images/golden.raw\"]\nthrottle = \"auto\"\n";
         let read = Settings {
             policy: PolicyName::Stock,
             max_downtime: Duration::from_millis(1500),
@@ -490,6 +499,7 @@ mod tests {
             lanes_key: Some("/c".into()),
             lanes_peer_name: Some("here".into()),
             reference_images: vec!["/images/golden.raw".into()],
+            redial_for: Duration::from_secs(60),
             throttle: Throttle::Auto,
         };
         assert_eq!(load(file, &[]), Ok(read));
@@ -507,6 +517,7 @@ mod tests {
             ("PAGEFERRY_LANES_KEY", ""),
             ("PAGEFERRY_LANES_PEER_NAME", ""),
             ("PAGEFERRY_REFERENCE_IMAGES", "/a b,/c"),
+            ("PAGEFERRY_REDIAL_FOR", "0s"),
             ("PAGEFERRY_THROTTLE", "off"),
         ];
         let set = Settings {
@@ -519,6 +530,7 @@ mod tests {
             lanes_plaintext: true,
             lanes_address: vec!["host:1".into(), "10.0.0.2".into()],
             reference_images: vec!["/a b".into(), "/c".into()],
+            redial_for: Duration::ZERO,
             throttle: Throttle::Off,
             ..Settings::default()
         };
@@ -545,6 +557,7 @@ mod tests {
             "mode",
             "lanes",
             "reference_images",
+            "redial_for",
         ];
         assert!(all.iter().all(|key| keys.contains(key)), "{keys:?}");
     }
@@ -557,6 +570,7 @@ mod tests {
             ("max_downtime = \"100\"", "needs a unit"),
             ("max_downtime = \"2h\"", "needs a unit"),
             ("max_downtime = \"99999s\"", "out of range"),
+            ("redial_for = \"5m\"", "needs a unit"),
             ("max_rounds = 0", "out of range"),
             ("max_rounds = -1", "max_rounds"),
             ("mode = \"lasy\"", "lasy"),
@@ -571,6 +585,7 @@ mod tests {
             ("PAGEFERRY_POLICY", "Stock"),
             ("PAGEFERRY_MAX_DOWNTIME", "soon"),
             ("PAGEFERRY_MAX_ROUNDS", "many"),
+            ("PAGEFERRY_REDIAL_FOR", "later"),
             ("PAGEFERRY_ON_NO_CONVERGENCE", ""),
             ("PAGEFERRY_MODE", "Refer"),
             ("PAGEFERRY_LANES", "0"),

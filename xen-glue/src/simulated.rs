@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use mover::bitmap::{Bitmap, SharedBitmap};
@@ -23,6 +23,7 @@ use crate::domain::{
     Absent, Batch, DomainError, FinalState, Frames, Held, KindState, Lazy, Life, LogRead, Source,
     StaticState, Target, Wiring, difference,
 };
+use crate::ferry::Lingering;
 use crate::stream::{DomainHeader, GuestType, HvmParam, P2mFrames, PageEntry, PageType, TscInfo};
 
 pub(crate) const ID: DomainId = DomainId(7);
@@ -262,10 +263,44 @@ struct SimMemory {
 /// Holds pages back from a guest that never runs: what is in their place is looked at by the test.
 pub(crate) struct SimHold {
     mapping: Arc<Mapping>,
-    held: SharedBitmap,
+    held: Arc<SharedBitmap>,
     /// Pages that were ever held.
     pub(crate) times: AtomicU64,
     pub(crate) finished: AtomicBool,
+    /// Pages that can all be held, and that take long to come, until `at_release` is called: most of them are outstanding when the
+    /// guest runs.
+    pub(crate) slow: Mutex<Range<u64>>,
+    /// Ends that go on while the guest would run.
+    pub(crate) lingering: OnceLock<Arc<AtomicU32>>,
+    /// Whether it was stopped then.
+    pub(crate) stopped: AtomicBool,
+    /// Called at the first release of a page when both ends linger, by who releases it.
+    pub(crate) at_release: Mutex<Option<AtRelease>>,
+}
+
+/// What a test does in the middle of a drain.
+pub(crate) type AtRelease = Box<dyn FnOnce(&SimHold) + Send>;
+
+impl SimHold {
+    /// Pages held now.
+    pub(crate) fn holds(&self) -> Vec<Pfn> {
+        self.held.snapshot().iter().map(Pfn::at).collect()
+    }
+
+    fn is_slow(&self, pfn: Pfn) -> bool {
+        self.slow.lock().unwrap().contains(&pfn.0)
+    }
+
+    fn take_a_while(&self, pfn: Pfn) {
+        if self.is_slow(pfn) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The same, to be looked at again and again.
+    pub(crate) fn held(&self) -> Arc<SharedBitmap> {
+        Arc::clone(&self.held)
+    }
 }
 
 impl HoldBack for SimHold {
@@ -278,7 +313,7 @@ impl HoldBack for SimHold {
     }
     fn hold_ahead(&self, pfn: Pfn) -> Result<bool, GuestError> {
         // One in five can't be.
-        if pfn.0.is_multiple_of(5) {
+        if pfn.0.is_multiple_of(5) && !self.is_slow(pfn) {
             return Ok(false);
         }
         self.mapping.page(pfn).copy_from(&PageBuf([0xdd; PAGE_BYTES]));
@@ -290,6 +325,11 @@ impl HoldBack for SimHold {
         self.held.get(pfn.index())
     }
     fn release(&self, pfn: Pfn, page: GuestPage<'_>) -> Result<(), GuestError> {
+        self.take_a_while(pfn);
+        if self.lingering.get().is_some_and(|ends| ends.load(Ordering::SeqCst) == 2) {
+            let at_release = self.at_release.lock().unwrap().take();
+            at_release.into_iter().for_each(|then| then(self));
+        }
         assert!(self.held.get(pfn.index()), "{pfn} is not held");
         self.mapping.page(pfn).copy_from(&read(page));
         self.held.clear(pfn.index());
@@ -320,6 +360,9 @@ impl GuestMemory for SimMemory {
         Ok(self.mapping.window(capacity))
     }
     fn map(&self, pfns: &[Pfn], window: &mut Window) -> Result<(), GuestError> {
+        if let (Some(hold), [pfn]) = (&self.held, pfns) {
+            hold.take_a_while(*pfn);
+        }
         let there = |pfn: &Pfn| {
             let shy =
                 self.shy.contains(&pfn.0) && self.absent.as_ref().is_some_and(|absent| absent.note(*pfn));
@@ -366,9 +409,17 @@ impl SimTarget {
             final_state: None,
         }));
         let (batch, staging) = (Vec::new(), memory(32));
-        let (mapping, held) = (Arc::clone(&landed.borrow().memory), SharedBitmap::new(pages));
-        let (times, finished) = (AtomicU64::new(0), AtomicBool::new(false));
-        let hold = Arc::new(SimHold { mapping, held, times, finished });
+        let (mapping, held) = (Arc::clone(&landed.borrow().memory), Arc::new(SharedBitmap::new(pages)));
+        let hold = Arc::new(SimHold {
+            mapping,
+            held,
+            times: AtomicU64::new(0),
+            finished: AtomicBool::new(false),
+            slow: Mutex::default(),
+            lingering: OnceLock::new(),
+            stopped: AtomicBool::new(false),
+            at_release: Mutex::new(None),
+        });
         let target =
             Self { landed: Rc::clone(&landed), batch, staging, comparing: false, can_hold: true, hold };
         (target, landed)
@@ -443,7 +494,14 @@ impl Target for SimTarget {
     fn hold_back(&self) -> Lazy {
         let (hold, can) = (Arc::clone(&self.hold), self.can_hold);
         Box::new(move || match can {
-            true => Ok(Held { hold, stop: Box::new(|| Ok(())), cost: Arc::default() }),
+            true => {
+                let stopped = Arc::clone(&hold);
+                let stop = Box::new(move || {
+                    stopped.stopped.store(true, Ordering::SeqCst);
+                    Ok(())
+                });
+                Ok(Held { hold, stop, cost: Arc::default() })
+            }
             false => Err("the simulated hypervisor has no paging".to_owned()),
         })
     }
@@ -474,6 +532,24 @@ pub(crate) struct SimToolstack {
     pub(crate) suspended: u32,
     pub(crate) missing: Option<u32>,
     pub(crate) notes: Vec<String>,
+    /// What was told while pages were outstanding, and at the end of that.
+    pub(crate) lingered: Vec<String>,
+    /// Counts the ends that do.
+    pub(crate) lingering: Arc<AtomicU32>,
+}
+
+impl SimToolstack {
+    fn linger(&mut self, left: Lingering) -> Result<(), String> {
+        self.lingering.fetch_add(1, Ordering::SeqCst);
+        let said = &mut self.lingered;
+        let outcome = left.finish(|event| {
+            if let mover::report::Event::Notice { text, .. } = event {
+                said.push(text.clone());
+            }
+        });
+        said.push(outcome.clone().unwrap_or_else(|error| error));
+        outcome.map(drop)
+    }
 }
 
 impl crate::save::Toolstack for SimToolstack {
@@ -487,6 +563,9 @@ impl crate::save::Toolstack for SimToolstack {
     fn device_log(&mut self, on: bool) -> io::Result<bool> {
         self.device_log.push(on);
         Ok(true)
+    }
+    fn lingers(&mut self, left: Lingering) -> Result<(), String> {
+        self.linger(left)
     }
     fn report(&mut self, event: &crate::save::Event<'_>) {
         if let Some(watch) = &mut self.watch {
@@ -502,6 +581,9 @@ impl crate::restore::Toolstack for SimToolstack {
     fn static_data_done(&mut self, missing: u32) -> io::Result<bool> {
         self.missing = Some(missing);
         Ok(!self.refuse)
+    }
+    fn lingers(&mut self, left: Lingering) -> Result<(), String> {
+        self.linger(left)
     }
     fn report(&mut self, event: &crate::restore::Event<'_>) {
         if let crate::restore::Event::Note(note) = event {

@@ -122,6 +122,7 @@ pub(crate) fn start_target(world: &Arc<World>) {
                 redial_for: theirs.scenario.config.redial_for,
                 direct: theirs.scenario.direct,
                 depth: theirs.scenario.depth,
+                ..target::Config::default()
             };
             let outcome = target::receive(parts, config, surroundings(&theirs, TARGET)).map(|_| ());
             theirs.came_out(TARGET, EndOutcome::Returned(outcome));

@@ -121,6 +121,7 @@ impl Scenario {
             patience: Duration::from_secs(10),
             redial_for: Duration::from_secs(rng.pick(&[5, 60])),
             holds_ahead: guest.ahead,
+            toolstack: false,
         };
         let count = rng.pick(&[0, 1, 1, 1, 1, 2, 2, 3]);
         Self {

@@ -34,6 +34,7 @@ impl Migration {
             }
             told = match answered {
                 Ok(()) => Ok(()),
+                Err(error) if self.config.toolstack => return Err(error),
                 Err(error) => Ok(self.reach_again(error)?),
             };
         }
@@ -117,7 +118,10 @@ impl Migration {
         let hello = Hello::new(Purpose::Resume, self.id, self.session.clone().expect("connected once"));
         loop {
             match self.resume(&hello) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.notice("the target is there again".to_owned());
+                    return Ok(());
+                }
                 Err(Error::Net(_) | Error::Peer { .. }) => self.drop_link()?,
                 Err(other) => return Err(other),
             }

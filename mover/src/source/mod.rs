@@ -81,6 +81,9 @@ pub struct Config {
     pub patience: Duration,
     /// How often to try to reach the target again when the link is lost after the commit, and for how long.
     pub redial_for: Duration,
+    /// A toolstack decides who has the guest, and has its own way to find out: a link that is lost while the guest changes
+    /// hands is not made again. One that is lost during the drain is.
+    pub toolstack: bool,
 }
 
 impl Default for Config {
@@ -98,6 +101,7 @@ impl Default for Config {
             verify: false,
             patience: Duration::from_secs(10),
             redial_for: Duration::from_secs(300),
+            toolstack: false,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The guest starts; what is outstanding is loaded behind it; the source is let go.
 
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::journal::Entry;
@@ -10,7 +11,7 @@ use crate::wire::control::Message;
 impl Reception {
     /// Waits for the commit, records it, and starts the guest.
     pub(super) fn start(&mut self) -> Result<(), Error> {
-        let redial_for = self.config.redial_for;
+        let redial_for = if self.config.toolstack { Duration::ZERO } else { self.config.redial_for };
         self.wait_for(|r| r.heard.commit || r.lost_for(redial_for))?;
         if !self.heard.commit {
             // Nothing has been started, and the record will say that nothing will be.
@@ -27,7 +28,7 @@ impl Reception {
         self.tell_if_there(&Message::Started)
     }
 
-    pub(super) fn lost_for(&self, limit: std::time::Duration) -> bool {
+    pub(super) fn lost_for(&self, limit: Duration) -> bool {
         self.lost_at.is_some_and(|lost| self.around.runtime.now().since(lost) >= limit)
     }
 

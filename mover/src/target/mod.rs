@@ -35,6 +35,9 @@ pub struct Config {
     /// How long to wait for a source that was lost after everything had arrived, or while pages are outstanding that
     /// only it has.
     pub redial_for: Duration,
+    /// A toolstack decides who has the guest: a source that is lost while the guest changes hands is not waited for. One that
+    /// is lost during the drain is.
+    pub toolstack: bool,
     /// Whether to load straight into guest memory where that can be done.
     pub direct: bool,
     /// Reads in flight to the disks.
@@ -47,6 +50,7 @@ impl Default for Config {
             wait: None,
             patience: Duration::from_secs(10),
             redial_for: Duration::from_secs(300),
+            toolstack: false,
             direct: false,
             depth: crate::limits::READ_DEPTH,
         }

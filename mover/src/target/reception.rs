@@ -271,12 +271,14 @@ impl Reception {
             if self.heard.finished {
                 return Ok(());
             }
-            let at_ms = self.around.runtime.now().since(self.began).as_secs_f64() * 1e3;
-            self.around
-                .observer
-                .event(Event::Notice { at_ms, text: format!("{error}; waiting for it to dial again") });
+            self.notice(format!("{error}; waiting for it to be there again"));
         }
         Ok(())
+    }
+
+    fn notice(&self, text: String) {
+        let at_ms = self.around.runtime.now().since(self.began).as_secs_f64() * 1e3;
+        self.around.observer.event(Event::Notice { at_ms, text });
     }
 
     fn take_mail(&mut self) -> Result<(), Error> {
@@ -319,6 +321,7 @@ impl Reception {
         if let Some(connection) = self.door.resumed.pop() {
             self.hang_up_all()?;
             self.lost_at = None;
+            self.notice("the source is there again".to_owned());
             self.listen(connection);
             let standing = match self.stage {
                 Stage::Filling | Stage::Ready => Standing::Ready,

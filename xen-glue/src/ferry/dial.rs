@@ -66,8 +66,9 @@ impl DialBack {
 fn dial(offer: &Offer, credentials: Option<&Credentials>) -> Result<Vec<Connection>, String> {
     let mut tried = Vec::new();
     for address in &offer.addresses {
-        let all: Result<Vec<_>, _> =
-            (0..=offer.lanes.into()).map(|number| one(offer, credentials, address, number)).collect();
+        let all: Result<Vec<_>, _> = (0..=offer.lanes.into())
+            .map(|number| one(offer, credentials, address, &first_hello(offer, number)))
+            .collect();
         match all {
             Ok(connections) => return Ok(connections),
             Err(error) => tried.push(format!("{address}: {error}")),
@@ -76,23 +77,27 @@ fn dial(offer: &Offer, credentials: Option<&Credentials>) -> Result<Vec<Connecti
     Err(tried.join("; "))
 }
 
-/// Connection `number` of what `offer` offers, 0 for control, at one of its addresses.
-pub(super) fn one(
-    offer: &Offer,
-    credentials: Option<&Credentials>,
-    address: &str,
-    number: usize,
-) -> Result<Connection, NetError> {
+/// What is said first on connection `number` of what `offer` offers, 0 for control.
+pub(super) fn first_hello(offer: &Offer, number: usize) -> Hello {
     let purpose = match number.checked_sub(1).map(u8::try_from) {
         Some(lane) => Purpose::Lane(lane.unwrap_or(u8::MAX)),
         None => Purpose::Control,
     };
-    let hello = Hello::new(purpose, MigrationId(offer.migration), Secret(offer.token));
+    Hello::new(purpose, MigrationId(offer.migration), Secret(offer.token))
+}
+
+/// A connection for `hello`, as `offer` says they are protected, at one of its addresses.
+pub(super) fn one(
+    offer: &Offer,
+    credentials: Option<&Credentials>,
+    address: &str,
+    hello: &Hello,
+) -> Result<Connection, NetError> {
     let mut dialer = TcpDialer::new(address, settings()).pinned(offer.fingerprint.map(Fingerprint));
     if let Some(Credentials { authority, peer_name }) = credentials {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']');
         dialer = dialer.certified(authority.clone(), Some(peer_name.as_deref().unwrap_or(host)))?;
     }
-    dialer.call(&hello, ANSWER)
+    dialer.call(hello, ANSWER)
 }

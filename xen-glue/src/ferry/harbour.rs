@@ -16,6 +16,7 @@ use mover::net::{Acceptor, Caller, Connection};
 use mover::runtime::Runtime;
 use mover::wire::hello::{Hello, Purpose, Secret};
 
+use super::again::Returning;
 use super::net::settings;
 use crate::confine;
 use crate::stream::Offer;
@@ -36,7 +37,8 @@ struct Berths {
 pub(crate) struct Harbour {
     offer: Offer,
     berths: Arc<Berths>,
-    keeper: Option<JoinHandle<()>>,
+    /// Ends with the entrances it has kept.
+    keeper: Option<JoinHandle<Vec<Entrance>>>,
 }
 
 /// Where and how to wait.
@@ -104,14 +106,13 @@ impl Harbour {
         self.berths.free.load(SeqCst) == 0
     }
 
-    /// The connections by number, of a full harbour.
-    pub(crate) fn leave(mut self) -> Vec<Connection> {
-        if let Some(keeper) = self.keeper.take() {
-            // It has nothing to say; a panic of its would have left a place free.
-            let _ = keeper.join();
-        }
+    /// The connections by number, of a full harbour, and what lets in who comes back when they are lost. Until then nobody
+    /// looks who knocks at the harbour's addresses.
+    pub(crate) fn leave(mut self) -> (Vec<Connection>, Returning) {
+        // A panic of the keeper's would have left a place free.
+        let entrances = self.keeper.take().and_then(|keeper| keeper.join().ok()).unwrap_or_default();
         let mut taken = self.berths.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.drain(..).flatten().collect()
+        (taken.drain(..).flatten().collect(), Returning::new(entrances, &self.offer))
     }
 }
 
@@ -122,7 +123,7 @@ impl Drop for Harbour {
 }
 
 /// Lets connections in until all are there or the harbour is closed.
-fn keep(mut entrances: Vec<Entrance>, offer: &Offer, berths: &Berths) {
+fn keep(mut entrances: Vec<Entrance>, offer: &Offer, berths: &Berths) -> Vec<Entrance> {
     // The engine's own thread says so if this fails.
     let _ = confine::faces_the_network();
     let token = Secret(offer.token);
@@ -139,6 +140,7 @@ fn keep(mut entrances: Vec<Entrance>, offer: &Offer, berths: &Berths) {
             drop(entrance.turned_away());
         }
     }
+    entrances
 }
 
 /// Gives a caller with the right its place.
@@ -259,7 +261,8 @@ mod tests {
 
     /// Dials as purpose `number` of `offer`, and waits until the harbour has done with it.
     fn dial(offer: &Offer, number: usize) -> Option<Connection> {
-        let mut connection = dial::one(offer, None, &offer.addresses[0], number).ok()?;
+        let hello = dial::first_hello(offer, number);
+        let mut connection = dial::one(offer, None, &offer.addresses[0], &hello).ok()?;
         connection.receiver.set_patience(Some(Duration::from_millis(300)));
         // Nothing is ever answered: silence is a place, an end is none.
         match connection.receiver.recv(&mut [0; 1]) {
@@ -285,7 +288,7 @@ mod tests {
             assert!(!harbour.is_full());
             let lane = dial(&offer, 1);
             assert!(full(&harbour) && lane.is_some());
-            assert_eq!(harbour.leave().len(), 2);
+            assert_eq!(harbour.leave().0.len(), 2);
         }
     }
 
@@ -296,7 +299,7 @@ mod tests {
             let dialled = DialBack::start(harbour.offer().clone(), None).unwrap();
             let mut theirs = dialled.finish(Duration::from_secs(60)).unwrap();
             assert!(full(&harbour));
-            for (number, (ours, theirs)) in (7..).zip(harbour.leave().iter_mut().zip(&mut theirs)) {
+            for (number, (ours, theirs)) in (7..).zip(harbour.leave().0.iter_mut().zip(&mut theirs)) {
                 let mut got = [0; 1];
                 ours.sender.send(&[number], &[]).unwrap();
                 theirs.receiver.recv(&mut got).unwrap();

@@ -19,6 +19,7 @@
 //! Invariant: whatever ends a save or restore, the engine's threads have ended before it returns.
 #![forbid(unsafe_code)]
 
+mod again;
 pub mod attached;
 mod dial;
 mod disks;
@@ -41,6 +42,7 @@ use mover::net::tls::Authority;
 use mover::report::Mode;
 use mover::units::f64_of;
 
+pub(crate) use again::Return;
 pub(crate) use dial::DialBack;
 pub(crate) use harbour::{Harbour, Terms};
 pub(crate) use lingering::GRACE;
@@ -83,6 +85,8 @@ pub struct Plan {
     pub disks: Vec<DiskSpec>,
     /// Where `pageferry index` keeps what it knows of disks.
     pub indexes: PathBuf,
+    /// How long to wait for the target when it is lost while pages are outstanding.
+    pub redial_for: Duration,
 }
 
 /// What has gone beside the stream.

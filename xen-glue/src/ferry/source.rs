@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::time::Duration;
 
 use mover::bitmap::Bitmap;
 use mover::disk::image::{DiskSpec, ImageDisks};
@@ -13,11 +14,12 @@ use mover::guest::{DirtyLog, GuestMemory, SourceGuest, SourceLife};
 use mover::index::commands;
 use mover::net::Connection;
 use mover::policy::Wish;
-use mover::report::{Event, Observer, Summary};
+use mover::report::{Event, Mode, Observer, Summary};
 use mover::source::{self, Config, NotConverging, Parts, Surroundings};
 use mover::units::{DiskId, PageCount};
 use mover::wire::hello::{MigrationId, Secret};
 
+use super::again::Returning;
 use super::engine::{Engine, HandedOn, Unrecorded, WORDS};
 use super::net::Ready;
 use super::tally::Tally;
@@ -58,12 +60,13 @@ pub(crate) struct Departure {
     pub(crate) tally: Arc<Tally>,
 }
 
-/// Starts moving the pages of `first`, and whatever is written from now on, over `connections`.
+/// Starts moving the pages of `first`, and whatever is written from now on, over `connections`; the target comes back by
+/// `returning`.
 pub(crate) fn depart(
     plan: &Plan,
     wish: &Wish,
     offer: &Offer,
-    connections: Vec<Connection>,
+    (connections, returning): (Vec<Connection>, Returning),
     memory: Arc<dyn GuestMemory>,
     absent: &Arc<Absent>,
     first: Bitmap,
@@ -77,7 +80,9 @@ pub(crate) fn depart(
         Work { plan: plan.clone(), offer: offer.clone(), config: config(plan, wish), memory, log, asks };
     let hang_ups: Vec<_> = connections.iter().map(|connection| Arc::clone(&connection.hang_up)).collect();
     let counted = Arc::clone(&tally);
-    let run = move |around| work.run(Ready::new(connections, &counted), around);
+    // Only where pages may be outstanding is anything heard of who comes back.
+    let returning = (plan.mode == Mode::Lazy).then_some(returning);
+    let run = move |around| work.run(Ready::new(connections, &counted, returning), around);
     let engine = Engine::start(hang_ups, observer, run)?;
     Ok(Departure { engine, words, tally })
 }
@@ -92,8 +97,8 @@ fn config(plan: &Plan, wish: &Wish) -> Config {
         holds_ahead: true,
         not_converging: if wish.finish { NotConverging::Finish } else { NotConverging::Abort },
         patience: SILENCE_MAX,
-        // Who has lost the other end leaves the guest to the toolstack.
-        redial_for: std::time::Duration::ZERO,
+        redial_for: if plan.mode == Mode::Lazy { plan.redial_for } else { Duration::ZERO },
+        toolstack: true,
         ..Config::default()
     }
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -15,6 +16,7 @@ use mover::target::{self, Config, Host, Parts};
 use mover::wire::control::{Account, Shape};
 use mover::wire::hello::{MigrationId, Secret};
 
+use super::again::{Return, Returner};
 use super::engine::{Engine, HandedOn, Unrecorded, WORDS, drain};
 use super::lingering::{GRACE, Lingering};
 use super::net::Quiet;
@@ -105,10 +107,12 @@ fn account_words(account: &Account) -> String {
     )
 }
 
-/// Starts receiving into `memory` over `connections`, which `lazy` can have held back.
+/// Starts receiving into `memory` over `connections`, which `lazy` can have held back. Lost while pages are outstanding they are
+/// made anew, `how`.
 pub(crate) fn arrive(
     offer: &Offer,
     connections: Vec<Connection>,
+    how: Return,
     memory: Arc<dyn GuestMemory>,
     lazy: Lazy,
 ) -> io::Result<Arrival> {
@@ -122,10 +126,14 @@ pub(crate) fn arrive(
     let (held, told) = (Arc::new(OnceLock::new()), MigrationId(offer.migration));
     let holding = Arc::clone(&held);
     let hang_ups = connections.iter().map(|connection| Arc::clone(&connection.hang_up)).collect();
+    let redial_for = how.redial_for;
+    let returner = Returner::new(offer.clone(), how);
     let engine = Engine::start(hang_ups, observer, move |around| {
-        let life = Life { told_to_go, stop: None };
+        let outstanding = Arc::default();
+        let acceptor = Box::new(Quiet::new(connections, &counted, returner, &outstanding));
+        let life = Life { told_to_go, stop: None, outstanding };
         let parts = Parts {
-            acceptor: Box::new(Quiet::new(connections, &counted)),
+            acceptor,
             token,
             host: Box::new(move |shape| host(shape, memory, lazy, &holding, life, &say)),
             journal: Box::new(|_, _, _| {
@@ -136,7 +144,8 @@ pub(crate) fn arrive(
         let config = Config {
             wait: Some(SILENCE_MAX),
             patience: SILENCE_MAX,
-            redial_for: std::time::Duration::ZERO,
+            redial_for,
+            toolstack: true,
             ..Config::default()
         };
         target::receive(parts, config, around)
@@ -189,6 +198,8 @@ struct Life {
     told_to_go: Receiver<()>,
     /// Stops the running domain.
     stop: Option<Box<dyn FnMut() -> Result<(), GuestError> + Send>>,
+    /// Set when it runs and pages may be outstanding.
+    outstanding: Arc<AtomicBool>,
 }
 
 impl TargetLife for Life {
@@ -198,7 +209,9 @@ impl TargetLife for Life {
     /// Waits until the rest of the stream has come and the domain has been finished.
     fn start(&mut self) -> Result<(), GuestError> {
         let failed = |_| GuestError::State("the rest of the stream did not make it whole".to_owned());
-        self.told_to_go.recv().map_err(failed)
+        self.told_to_go.recv().map_err(failed)?;
+        self.outstanding.store(self.stop.is_some(), SeqCst);
+        Ok(())
     }
     fn stop(&mut self) -> Result<(), GuestError> {
         self.stop.as_mut().map_or(Ok(()), |stop| stop())

@@ -3,15 +3,17 @@
 
 mod certified;
 mod clones;
+mod cut;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use mover::disk::image::{DiskSpec, Role};
@@ -25,9 +27,12 @@ use super::{Credentials, Plan};
 use crate::domain::Life;
 use crate::restore::{self, RestoreError, Restored};
 use crate::save::{self, Event, Options, Policy, SaveError, Summary};
-use crate::simulated::{Guest, SimSource, SimTarget, SimToolstack, WIRING, read, states};
+use crate::simulated::{AtRelease, Guest, SimSource, SimTarget, SimToolstack, WIRING, read, states};
 use crate::stream::OFFER;
 use crate::stream::tests::samples::{boundaries, read_all};
+
+/// How long both ends look for each other: until a test gives up waiting.
+const REDIAL_FOR: Duration = Duration::from_secs(60);
 
 fn plan(mode: Mode) -> Plan {
     Plan {
@@ -39,6 +44,7 @@ fn plan(mode: Mode) -> Plan {
         guest: "guest".into(),
         disks: Vec::new(),
         indexes: "/nowhere".into(),
+        redial_for: REDIAL_FOR,
     }
 }
 
@@ -55,6 +61,8 @@ struct Copy {
     /// Pages that were held back, and whether holding back was ended.
     held: u64,
     let_go: bool,
+    /// Whether the guest was stopped for good.
+    stopped: bool,
 }
 
 /// How both ends have fared.
@@ -67,6 +75,8 @@ struct Trip {
     /// What the source's toolstack was told.
     notes: Vec<String>,
     target_notes: Vec<String>,
+    /// What each end told while pages were outstanding.
+    lingered: [Vec<String>; 2],
 }
 
 /// What happens to the stream on its way, byte by byte: false ends it.
@@ -81,9 +91,15 @@ struct Journey {
     credentials: Option<Credentials>,
     /// Whether its hypervisor can hold pages back.
     can_hold: bool,
+    /// How long it looks for the source.
+    redial_for: Duration,
     /// Why its host does not want that.
     not_lazy: Option<String>,
     carry: Carrier,
+    /// What happens in the middle of the drain.
+    at_release: Option<AtRelease>,
+    /// Pages that take long to come until then.
+    slow: Range<u64>,
     /// Set when the target is to be cancelled.
     stop_target: &'static AtomicBool,
 }
@@ -97,8 +113,11 @@ impl Journey {
             plaintext: false,
             credentials: None,
             can_hold: true,
+            redial_for: REDIAL_FOR,
             not_lazy: None,
             carry: Box::new(|bytes, _| Some(bytes.to_vec())),
+            at_release: None,
+            slow: 0..0,
             stop_target,
         }
     }
@@ -118,14 +137,24 @@ impl Journey {
                 dial_back: self.dial_back,
                 plaintext: self.plaintext,
                 credentials: self.credentials.take(),
+                redial_for: self.redial_for,
                 not_lazy: self.not_lazy.take(),
             };
-            let target = scope.spawn(move || restored(&target_end, pages, &taken, can_hold, stop_target));
+            let (at_release, lingering) = (self.at_release.take(), Arc::clone(&toolstack.lingering));
+            let set_up = move |target: &mut SimTarget| {
+                target.can_hold = can_hold;
+                *target.hold.slow.lock().unwrap() = self.slow;
+                *target.hold.at_release.lock().unwrap() = at_release;
+                Arc::clone(target.hold.lingering.get_or_init(|| lingering))
+            };
+            let target = scope.spawn(move || restored(&target_end, pages, &taken, set_up, stop_target));
             let saved = save::run(SimSource::new(guest), source_end.as_fd(), &self.options, toolstack, &stop);
             drop(source_end);
-            let (restored, copy, target_notes) = target.join().unwrap();
+            let (restored, copy, [target_notes, theirs]) = target.join().unwrap();
             let notes = std::mem::take(&mut toolstack.notes);
-            Trip { saved, restored, copy, stream: carried.join().unwrap(), notes, target_notes }
+            let lingered = [std::mem::take(&mut toolstack.lingered), theirs];
+            let stream = carried.join().unwrap();
+            Trip { saved, restored, copy, stream, notes, target_notes, lingered }
         })
     }
 }
@@ -154,13 +183,13 @@ fn restored(
     from: &OwnedFd,
     pages: usize,
     options: &restore::Options,
-    can_hold: bool,
+    set_up: impl FnOnce(&mut SimTarget) -> Arc<AtomicU32>,
     stop: &AtomicBool,
-) -> (Result<Restored, RestoreError>, Copy, Vec<String>) {
+) -> (Result<Restored, RestoreError>, Copy, [Vec<String>; 2]) {
     let (mut target, landed) = SimTarget::new(pages);
-    target.can_hold = can_hold;
+    let lingering = set_up(&mut target);
     let hold = Arc::clone(&target.hold);
-    let mut toolstack = SimToolstack::default();
+    let mut toolstack = SimToolstack { lingering, ..SimToolstack::default() };
     let outcome = restore::run(target, from.as_fd(), &WIRING, options, &mut toolstack, stop);
     let landed = landed.borrow();
     let copy = Copy {
@@ -169,9 +198,10 @@ fn restored(
         finished: landed.final_state.is_some(),
         held: hold.times.load(Ordering::SeqCst),
         let_go: hold.finished.load(Ordering::SeqCst),
+        stopped: hold.stopped.load(Ordering::SeqCst),
     };
     assert!(!copy.finished || landed.final_state.as_ref() == Some(&states().1));
-    (outcome, copy, toolstack.notes)
+    (outcome, copy, [toolstack.notes, toolstack.lingered])
 }
 
 /// The copy is the guest as it is now.

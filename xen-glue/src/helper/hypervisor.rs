@@ -135,6 +135,7 @@ fn plan(settings: &Settings, domain: DomainId, session: &mut Session) -> Result<
         guest: domain.to_string(),
         disks: Vec::new(),
         indexes: mover::state::indexes(),
+        redial_for: settings.redial_for,
     };
     if let Err(error) = look_up(&mut plan, domain, session) {
         session.log(
@@ -177,7 +178,13 @@ fn restore_domain(
         let dial_back = settings.mode != ModeName::Stock;
         let credentials = if dial_back { settings.credentials()? } else { None };
         let not_lazy = (!stock::is_replaced(Path::new("/"))).then(|| XENS_OWN.to_owned());
-        Ok(restore::Options { dial_back, plaintext: settings.lanes_plaintext, credentials, not_lazy })
+        Ok(restore::Options {
+            dial_back,
+            plaintext: settings.lanes_plaintext,
+            credentials,
+            redial_for: settings.redial_for,
+            not_lazy,
+        })
     });
     let options = match options {
         Ok(options) => options,

@@ -13,7 +13,7 @@ use super::phases::Restore;
 use super::{Event, RestoreError, Toolstack};
 use crate::channel::Channel;
 use crate::domain::{DomainError, Target};
-use crate::ferry::{Arrival, DialBack, Started, arrive};
+use crate::ferry::{Arrival, DialBack, Return, Started, arrive};
 use crate::stream::{Lanes, LanesDone, Offer};
 
 /// How long to wait for the stream before looking how the engine is.
@@ -78,7 +78,9 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
             Some(why) => Box::new(|| Err(why)),
             None => self.target.hold_back(),
         };
-        let arrival = arrive(&offer, connections, memory, lazy)
+        let how =
+            Return { credentials: self.options.credentials.clone(), redial_for: self.options.redial_for };
+        let arrival = arrive(&offer, connections, how, memory, lazy)
             .map_err(|error| broken(format!("cannot start threads for the lanes: {error}")))?;
         self.toolstack.report(&Event::Detail("pages come by lanes"));
         self.toolstack.report(&Event::Lanes(MigrationId(offer.migration)));

@@ -19,6 +19,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 pub use error::RestoreError;
 use mover::wire::hello::MigrationId;
@@ -73,6 +74,8 @@ pub struct Options {
     pub plaintext: bool,
     /// From a source alone that this authority has certified.
     pub credentials: Option<Credentials>,
+    /// How long to look for the source again when it is lost while pages are outstanding.
+    pub redial_for: Duration,
     /// Why no page may be outstanding when the guest runs, where none may.
     pub not_lazy: Option<String>,
 }

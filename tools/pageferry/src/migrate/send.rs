@@ -191,6 +191,7 @@ fn config(args: &SendArgs, workload: String) -> Config {
             IfNotConverging::Abort => NotConverging::Abort,
         },
         holds_ahead: false,
+        toolstack: false,
         verify: args.verify,
     }
 }

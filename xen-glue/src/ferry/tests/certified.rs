@@ -9,13 +9,13 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use super::*;
 
 /// An authority, and the directory its files are in.
-struct Office {
+pub(super) struct Office {
     issuer: CertifiedIssuer<'static, KeyPair>,
     place: tempfile::TempDir,
 }
 
 impl Office {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -26,7 +26,7 @@ impl Office {
     }
 
     /// What the host of that name goes by.
-    fn host(&self, name: &str, peer_name: Option<&str>) -> Option<Credentials> {
+    pub(super) fn host(&self, name: &str, peer_name: Option<&str>) -> Option<Credentials> {
         let key = KeyPair::generate().unwrap();
         let cert =
             CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
