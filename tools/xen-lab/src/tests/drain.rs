@@ -17,6 +17,15 @@ use crate::wait;
 const SLOW_DISK: u64 = 256 << 10;
 /// Where a guest is saved to.
 const FILE: &str = "/root/saved-early";
+/// Where mke2fs has put the files that a reader has read, where it has put nothing, and how much is copied from there to here, in
+/// MiB. Were they elsewhere, no page would go by reference, and the test would say so.
+const FILES_AT: u32 = 8;
+const FREE_AT: u32 = 400;
+const COPIED: u32 = 34;
+/// How long ends that have lost each other look for each other, in seconds: less than [`whole`] waits.
+const REDIAL_FOR: u32 = 120;
+/// How long both ends may take to find that they have lost each other, or have found each other again, in seconds.
+const NOTICED_WITHIN: u32 = 120;
 /// How long a drain goes on over a slow disk before that is as fast as ever.
 const A_WHILE: Duration = Duration::from_secs(5);
 
@@ -36,7 +45,7 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
     if !pair.is_broad() {
         return Vec::new();
     }
-    let bodies: [(&str, Body); 8] = [
+    let bodies: [(&str, Body); 9] = [
         (SHORT, Box::new(|lab| served(lab, Kind::Pvh))),
         ("hvm", Box::new(|lab| served(lab, Kind::Hvm))),
         ("then-saved", Box::new(saved)),
@@ -45,6 +54,7 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
         ("then-destroyed", Box::new(destroyed)),
         ("source-killed", Box::new(|lab| struck(lab, Strike::SourceKilled))),
         ("wire-cut", Box::new(|lab| struck(lab, Strike::WireCut))),
+        ("wire-cut-and-back", Box::new(cut_and_back)),
     ];
     let test = |(what, body): (&str, Body)| {
         let tier = if what == SHORT { Tier::Ci } else { Tier::Full };
@@ -61,6 +71,15 @@ fn early<R>(
     meanwhile: impl FnOnce(&Report, Count) -> Result<R>,
 ) -> Result<(Report, R)> {
     lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
+    early_by_index(lab, guest, meanwhile)
+}
+
+/// The same, by the index that host 1 has.
+fn early_by_index<R>(
+    lab: &Lab,
+    guest: &Guest,
+    meanwhile: impl FnOnce(&Report, Count) -> Result<R>,
+) -> Result<(Report, R)> {
     let before = guest.create(lab.host(1))?;
     for number in 1..=2 {
         lab.host(number).run(&format!("rm -f {DRAINS}"))?;
@@ -79,7 +98,9 @@ fn early<R>(
 
 /// Migrates it from host 1, and waits until it counts on.
 fn restarted(lab: &Lab, guest: &Guest, before: Count) -> Result<(Report, Count)> {
-    let report = lab.try_migrate(guest, 1, &migration("lazy", Helper::Ours))?;
+    let mut migration = migration("lazy", Helper::Ours);
+    migration.environment += &format!(" PAGEFERRY_REDIAL_FOR={REDIAL_FOR}s");
+    let report = lab.try_migrate(guest, 1, &migration)?;
     if report.source.code != 0 {
         bail!("the migration failed:\n{}", report.text());
     }
@@ -225,5 +246,57 @@ fn struck(lab: &Lab, strike: Strike) -> Result<()> {
         bail!("{outstanding} pages outstanding are too few:\n{}", words(lab, 2)?);
     }
     whole(lab)?;
+    ends(lab, &guest, 2, count)
+}
+
+/// Copies `COPIED` MiB of the shared disk from one place to another, past the cache.
+fn copy(lab: &Lab, from: u32, to: u32) -> Result<()> {
+    let what = format!("if=/dev/vdb of=/dev/vdb bs=1M skip={from} seek={to} count={COPIED}");
+    let command = format!("dd {what} iflag=direct oflag=direct conv=notrunc status=none");
+    lab.host(1).run_within(&command, wait::limit(120)).map(drop)
+}
+
+/// Overwrites as much there.
+fn overwrite(lab: &Lab, at: u32) -> Result<()> {
+    let what = format!("if=/dev/zero of=/dev/vdb bs=1M seek={at} count={COPIED}");
+    let command = format!("dd {what} oflag=direct conv=notrunc,fsync status=none");
+    lab.host(1).run_within(&command, wait::limit(120)).map(drop)
+}
+
+/// Waits until the end on `host` has written down `what`.
+fn says(lab: &Lab, host: usize, what: &str) -> Result<()> {
+    wait::until(what, wait::limit(NOTICED_WITHIN), Duration::from_secs(1), || {
+        let said = words(lab, host)?;
+        Ok(if said.contains(what) { Ok(()) } else { Err(said) })
+    })
+}
+
+/// The two ends lose each other and find each other again, while pages are outstanding whose blocks have been overwritten: the
+/// source sends those. Host 1's index knows of a copy of the files alone, where nobody else looks, so that no more than
+/// references break with it.
+fn cut_and_back(lab: &Lab) -> Result<()> {
+    copy(lab, FILES_AT, FREE_AT)?;
+    overwrite(lab, FILES_AT)?;
+    lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
+    copy(lab, FREE_AT, FILES_AT)?;
+    let guest = Guest::reader(Kind::Pvh);
+    let (report, count) = early_by_index(lab, &guest, |_, count| {
+        lab.set_wire(false)?;
+        let lost = overwrite(lab, FREE_AT)
+            .and_then(|()| says(lab, 1, "dialling again"))
+            .and_then(|()| says(lab, 2, "waiting for it to be there again"));
+        lab.set_wire(true)?;
+        lost?;
+        says(lab, 1, "the target is there again")?;
+        says(lab, 2, "the source is there again")?;
+        Ok(count)
+    })?;
+    whole(lab)?;
+    let (outstanding, sent) =
+        (drained(lab, " pages were outstanding")?, drained(lab, " of them had to be sent")?);
+    eprintln!("    {outstanding} pages were outstanding, {sent} references did not hold");
+    if outstanding < 500 || sent < 100 {
+        bail!("{outstanding} outstanding, {sent} sent after all are too few:\n{}", report.text());
+    }
     ends(lab, &guest, 2, count)
 }
