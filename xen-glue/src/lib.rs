@@ -6,6 +6,7 @@ mod channel;
 mod confine;
 pub mod domain;
 pub mod ferry;
+mod frames;
 pub mod helper;
 mod library;
 pub mod restore;

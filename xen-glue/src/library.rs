@@ -110,7 +110,13 @@ pub(crate) fn save(dom: u32, to: BorrowedFd<'_>, flags: u32, caller: &mut dyn Ca
     }
     let settings = Settings::load().map_err(|error| Failure::new(libc::EINVAL, error.to_string()))?;
     let live = flags & LIVE != 0;
-    let options = Options { live, verify: flags & DEBUG != 0, policy: settings.save_policy(), ferry: None };
+    let options = Options {
+        live,
+        verify: flags & DEBUG != 0,
+        policy: settings.save_policy(),
+        ferry: None,
+        frozen: None,
+    };
     let _errors = BrokenPipes::as_errors();
     save::domain(id, to, &options, &mut Teller::new(caller, live), &AtomicBool::new(false))?;
     Ok(())

@@ -22,6 +22,9 @@
 //!                                                  have at these paths; pages of any guest may be referred to on them
 //!   redial_for        PAGEFERRY_REDIAL_FOR         "300s": with "lazy", how long the two hosts look for each other again when they
 //!                                                  have lost each other while pages are outstanding
+//!   frozen_disks      PAGEFERRY_FROZEN_DISKS       []; disks ("xvda", "/images/base", "all") that do not change any more: a guest
+//!                                                  saved into a file leaves its pages there that stand on them
+//!   disk_paths        PAGEFERRY_DISK_PATHS         [] ("xvda=/dev/vg/snapshot"): where such disks are when it is restored
 //!   throttle          PAGEFERRY_THROTTLE           "off"; "auto": slow the guest down while it writes faster than that
 //! ```
 //!
@@ -29,12 +32,14 @@
 //! relies on it.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mover::disk::image::DiskSpec;
 use mover::error::NetError;
 use mover::limits::{DISKS_MAX, LANES_MAX};
 use mover::net::tls::Authority;
@@ -44,10 +49,14 @@ use thiserror::Error;
 
 use crate::ferry::Credentials;
 use crate::save::Policy;
-use crate::stream::limits::{OFFER_ADDRESS_BYTES_MAX, OFFER_ADDRESSES_MAX};
+use crate::stream::limits::{DISK_TEXT_BYTES_MAX, OFFER_ADDRESS_BYTES_MAX, OFFER_ADDRESSES_MAX};
 
 /// Where the file is.
 pub const FILE: &str = "/etc/pageferry.toml";
+/// What declares every disk of a guest frozen.
+pub const ALL_DISKS: &str = "all";
+/// Most disks that a host's settings may name.
+const FROZEN_DISKS_MAX: usize = 64;
 /// Most rounds that can be asked for.
 const ROUNDS_MAX: u32 = 1000;
 /// Longest time that can be asked for, of any kind.
@@ -132,6 +141,10 @@ pub struct Settings {
     pub reference_images: Vec<PathBuf>,
     /// How long to look for the other host again that was lost while pages are outstanding.
     pub redial_for: Duration,
+    /// Disks that do not change any more, by the guest's names or paths, or [`ALL_DISKS`].
+    pub frozen_disks: Vec<String>,
+    /// Where disks are that a restore loads pages from, by the guest's names; the others are where they were.
+    pub disk_paths: BTreeMap<String, PathBuf>,
     /// Whether to slow the guest down before it comes to that.
     pub throttle: Throttle,
 }
@@ -154,6 +167,8 @@ impl Default for Settings {
             lanes_peer_name: None,
             reference_images: Vec::new(),
             redial_for: Duration::from_secs(300),
+            frozen_disks: Vec::new(),
+            disk_paths: BTreeMap::new(),
             throttle: Throttle::default(),
         }
     }
@@ -217,6 +232,8 @@ struct File {
     reference_images: Option<Vec<PathBuf>>,
     #[serde(default, deserialize_with = "duration_field")]
     redial_for: Option<Duration>,
+    frozen_disks: Option<Vec<String>>,
+    disk_paths: Option<Vec<String>>,
     throttle: Option<Throttle>,
 }
 
@@ -306,6 +323,40 @@ fn images(found: Vec<PathBuf>) -> Result<Vec<PathBuf>, String> {
     }
 }
 
+/// Parts of a variable's value, between commas.
+fn parts(text: &str) -> Vec<String> {
+    text.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect()
+}
+
+/// Disks by the guest's names for them, or by paths.
+fn disks(found: Vec<String>) -> Result<Vec<String>, String> {
+    let wrong = |disk: &&String| {
+        disk.is_empty() || disk.len() > DISK_TEXT_BYTES_MAX || disk.contains('/') && !disk.starts_with('/')
+    };
+    match found.iter().find(wrong) {
+        Some(disk) => Err(format!("`{disk}` is no disk; \"xvda\", \"/dev/vg/base\" and \"{ALL_DISKS}\" are")),
+        None if found.len() > FROZEN_DISKS_MAX => Err(format!("{FROZEN_DISKS_MAX} disks will do")),
+        None => Ok(found),
+    }
+}
+
+/// Where disks are, `NAME=PATH` each.
+///
+/// # Errors
+/// A sentence about one that is not written so.
+pub fn disk_paths(found: &[String]) -> Result<BTreeMap<String, PathBuf>, String> {
+    if found.len() > FROZEN_DISKS_MAX {
+        return Err(format!("{FROZEN_DISKS_MAX} disks will do"));
+    }
+    let pair = |text: &String| match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && path.starts_with('/') => {
+            Ok((name.to_owned(), PathBuf::from(path)))
+        }
+        _ => Err(format!("`{text}` does not say where a disk is; \"xvda=/dev/vg/snapshot\" does")),
+    };
+    found.iter().map(pair).collect()
+}
+
 fn throttle(text: &str) -> Result<Throttle, String> {
     match text {
         "off" => Ok(Throttle::Off),
@@ -327,6 +378,13 @@ impl Settings {
                 finish: self.on_no_convergence == OnNoConvergence::Finish,
             }),
         }
+    }
+
+    /// Whether `disk` is among those that do not change any more.
+    #[must_use]
+    pub fn is_frozen(&self, disk: &DiskSpec) -> bool {
+        let path = disk.path.to_string_lossy();
+        self.frozen_disks.iter().any(|frozen| *frozen == ALL_DISKS || *frozen == disk.name || *frozen == path)
     }
 
     /// From this process's environment and its file.
@@ -366,9 +424,7 @@ impl Settings {
             _ => Err(format!("`{text}` is neither true nor false")),
         })?;
         take(&variable, "PAGEFERRY_LANES_ADDRESS", &mut settings.lanes_address, |text| {
-            addresses(
-                text.split(',').filter(|part| !part.is_empty()).map(|part| part.trim().to_owned()).collect(),
-            )
+            addresses(parts(text))
         })?;
         for (name, into) in [
             ("PAGEFERRY_LANES_CA", &mut settings.lanes_ca),
@@ -381,9 +437,11 @@ impl Settings {
             Ok((!text.is_empty()).then(|| text.to_owned()))
         })?;
         take(&variable, "PAGEFERRY_REFERENCE_IMAGES", &mut settings.reference_images, |text| {
-            images(text.split(',').filter(|part| !part.is_empty()).map(PathBuf::from).collect())
+            images(parts(text).into_iter().map(PathBuf::from).collect())
         })?;
         take(&variable, "PAGEFERRY_REDIAL_FOR", &mut settings.redial_for, duration)?;
+        take(&variable, "PAGEFERRY_FROZEN_DISKS", &mut settings.frozen_disks, |text| disks(parts(text)))?;
+        take(&variable, "PAGEFERRY_DISK_PATHS", &mut settings.disk_paths, |text| disk_paths(&parts(text)))?;
         take(&variable, "PAGEFERRY_THROTTLE", &mut settings.throttle, throttle)?;
         settings.agree()?;
         Ok(settings)
@@ -442,6 +500,12 @@ impl Settings {
             self.reference_images = images(found).map_err(|error| wrong(&error))?;
         }
         self.redial_for = file.redial_for.unwrap_or(self.redial_for);
+        if let Some(found) = file.frozen_disks {
+            self.frozen_disks = disks(found).map_err(|error| wrong(&error))?;
+        }
+        if let Some(found) = file.disk_paths {
+            self.disk_paths = disk_paths(&found).map_err(|error| wrong(&error))?;
+        }
         self.throttle = file.throttle.unwrap_or(self.throttle);
         Ok(())
     }
@@ -484,7 +548,8 @@ mod tests {
         let file = "policy = \"stock\"\nmax_downtime = \"1.5s\"\nmax_rounds = 9\non_no_convergence = \"abort\"\n\
              mode = \"refer\"\nlanes = 4\nlanes_plaintext = false\nlanes_address = [\"10.0.0.1\", \"[fd00::1]:7000\"]\n\
              lanes_peer_name = \"here\"\nlanes_ca = \"/a\"\nlanes_cert = \"/b\"\nlanes_key = \"/c\"\nredial_for = \"60s\"\n\
-             reference_images = [\"/images/golden.raw\"]\nthrottle = \"auto\"\n";
+             reference_images = [\"/images/golden.raw\"]\nfrozen_disks = [\"xvdb\", \"/images/base\"]\n\
+             disk_paths = [\"xvda=/dev/vg/a=b\"]\nthrottle = \"auto\"\n";
         let read = Settings {
             policy: PolicyName::Stock,
             max_downtime: Duration::from_millis(1500),
@@ -500,6 +565,8 @@ mod tests {
             lanes_peer_name: Some("here".into()),
             reference_images: vec!["/images/golden.raw".into()],
             redial_for: Duration::from_secs(60),
+            frozen_disks: vec!["xvdb".into(), "/images/base".into()],
+            disk_paths: [("xvda".to_owned(), PathBuf::from("/dev/vg/a=b"))].into(),
             throttle: Throttle::Auto,
         };
         assert_eq!(load(file, &[]), Ok(read));
@@ -518,6 +585,8 @@ mod tests {
             ("PAGEFERRY_LANES_PEER_NAME", ""),
             ("PAGEFERRY_REFERENCE_IMAGES", "/a b,/c"),
             ("PAGEFERRY_REDIAL_FOR", "0s"),
+            ("PAGEFERRY_FROZEN_DISKS", "all"),
+            ("PAGEFERRY_DISK_PATHS", ""),
             ("PAGEFERRY_THROTTLE", "off"),
         ];
         let set = Settings {
@@ -531,6 +600,7 @@ mod tests {
             lanes_address: vec!["host:1".into(), "10.0.0.2".into()],
             reference_images: vec!["/a b".into(), "/c".into()],
             redial_for: Duration::ZERO,
+            frozen_disks: vec!["all".into()],
             throttle: Throttle::Off,
             ..Settings::default()
         };
@@ -558,8 +628,20 @@ mod tests {
             "lanes",
             "reference_images",
             "redial_for",
+            "frozen_disks",
         ];
         assert!(all.iter().all(|key| keys.contains(key)), "{keys:?}");
+    }
+
+    #[test]
+    fn disks_are_frozen_by_name_by_path_or_all_of_them() {
+        let disk = DiskSpec { name: "xvda".into(), path: "/images/a".into(), writable: true };
+        for (declared, frozen) in
+            [("", false), ("xvda", true), ("xvdb,/images/a", true), ("xvdb,/images/aa", false), ("all", true)]
+        {
+            let settings = load("", &[("PAGEFERRY_FROZEN_DISKS", declared)]).unwrap();
+            assert_eq!(settings.is_frozen(&disk), frozen, "{declared}");
+        }
     }
 
     #[test]
@@ -577,6 +659,8 @@ mod tests {
             ("lanes = 17", "out of range"),
             ("lanes_address = [\"a b\"]", "is no address"),
             ("reference_images = [\"golden.raw\"]", "is no whole path"),
+            ("frozen_disks = [\"images/base\"]", "is no disk"),
+            ("disk_paths = [\"xvda\"]", "where a disk is"),
         ] {
             let error = load(file, &[]).unwrap_err();
             assert!(error.contains(words) && error.contains("pageferry.toml"), "{file}: {error}");
@@ -592,6 +676,8 @@ mod tests {
             ("PAGEFERRY_LANES_PLAINTEXT", "1"),
             ("PAGEFERRY_LANES_ADDRESS", "a\tb"),
             ("PAGEFERRY_REFERENCE_IMAGES", "/images/a,b"),
+            ("PAGEFERRY_FROZEN_DISKS", "a/b"),
+            ("PAGEFERRY_DISK_PATHS", "xvda=b"),
         ] {
             let error = load("", &[(name, value)]).unwrap_err();
             assert!(error.contains(name), "{error}");

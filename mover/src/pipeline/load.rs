@@ -348,16 +348,19 @@ pub fn land_read(
 }
 
 /// A stretch of a sorted sweep that is read at once.
-struct Run {
-    members: std::ops::Range<usize>,
-    start: u64,
-    end: u64,
+pub(super) struct Run {
+    /// Its places in the sweep.
+    pub(super) members: std::ops::Range<usize>,
+    /// First byte on disk.
+    pub(super) start: u64,
+    /// The byte behind the last.
+    pub(super) end: u64,
 }
 
 impl Run {
     /// The longest run from place `first` on: same disk, gaps within [`GAP_BYTES_MAX`], within a read's limit, its
     /// ends moved out to the disk's alignment.
-    fn at(sweep: &[Wanted], first: usize, alignment: u64) -> Self {
+    pub(super) fn at(sweep: &[Wanted], first: usize, alignment: u64) -> Self {
         let down = |at: u64| at / alignment * alignment;
         let up = |at: u64| at.div_ceil(alignment) * alignment;
         let disk = sweep[first].block.disk;

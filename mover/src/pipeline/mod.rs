@@ -11,6 +11,7 @@ pub mod landing;
 pub mod load;
 pub mod receive;
 pub mod send;
+pub mod sweep;
 pub mod table;
 pub mod work;
 

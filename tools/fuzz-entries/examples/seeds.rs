@@ -6,6 +6,7 @@ use std::fs;
 use std::io::IoSlice;
 use std::path::PathBuf;
 
+use mover::disk::DiskInfo;
 use mover::fingerprint::{Check, CheckKey};
 use mover::index::file::{self, Meta};
 use mover::index::layout::Layout;
@@ -20,9 +21,9 @@ use mover::wire::hello::{Hello, MigrationId, Purpose, Secret, Verdict, Welcome};
 use mover::wire::knock;
 use xen_glue::helper::{self, Level, Note};
 use xen_glue::stream::{
-    DOMAIN_HEADER_BYTES, DomainHeader, Emulator, GuestType, HvmParam, IMAGE_HEADER_BYTES, Lanes, LanesDone,
-    LibxlRecord, OFFER, OPTIONAL, Offer as LaneOffer, P2mFrames, PageEntry, PageType, PvWidth, TscInfo,
-    VcpuKind, Writer, XlHeader, libxl_header,
+    DOMAIN_HEADER_BYTES, DomainHeader, Emulator, FrozenDisks, GuestType, HvmParam, IMAGE_HEADER_BYTES, Lanes,
+    LanesDone, LibxlRecord, OFFER, OPTIONAL, Offer as LaneOffer, P2mFrames, PageEntry, PageType, PvWidth,
+    Reference as PageOnDisk, TscInfo, VcpuKind, Writer, XlHeader, libxl_header,
 };
 
 fn put(entry: &str, name: &str, bytes: &[u8]) {
@@ -41,6 +42,7 @@ fn main() {
     }
     put("xen_stream", "hvm", &hvm());
     put("xen_stream", "lanes", &lanes());
+    put("xen_stream", "frozen", &frozen());
     put("xen_stream", "pv", &pv());
     put("xen_stream", "version-2", &version_2());
     put("xen_stream", "file", &file(&hvm()));
@@ -224,6 +226,33 @@ fn lanes() -> Vec<u8> {
     writer.optional(OFFER, &offer(Some([3; 32])).encode()).unwrap();
     writer.lanes(&Lanes { migration: [1; 16], pages: 1000, populated: vec![0..600, 700..1000] }).unwrap();
     writer.lanes_done(&LanesDone { frames: 12, version: 34, round: 5, digest: [6; 32] }).unwrap();
+    writer.tsc_info(TSC).unwrap();
+    writer.hvm_context(&[9; 101]).unwrap();
+    writer.hvm_params(&[HvmParam { index: 1, value: 0xfeff_c000 }]).unwrap();
+    writer.end().unwrap()
+}
+
+/// Pages that are left on two disks.
+fn frozen() -> Vec<u8> {
+    let domain = DomainHeader { guest: GuestType::Hvm, xen_major: 4, xen_minor: 17 };
+    let mut writer = Writer::start(Vec::new(), domain).unwrap();
+    writer.static_data_end().unwrap();
+    let disk = |name: &str| DiskInfo {
+        name: name.to_owned(),
+        path: format!("/images/{name}"),
+        bytes: 1 << 20,
+        identity: "pf1 wwid=naa.5 blocks=0:00000000000000aa".to_owned(),
+    };
+    let disks = vec![disk("xvda"), disk("xvdb")];
+    writer.frozen_disks(&FrozenDisks { key: Secret([3; 32]), disks }).unwrap();
+    let kinds = [PageType::AllocateOnly, PageType::Normal, PageType::AllocateOnly];
+    let pages: Vec<_> =
+        kinds.into_iter().zip(4..).map(|(kind, pfn)| PageEntry::new(Pfn(pfn), kind)).collect();
+    writer.page_data(&pages, &[IoSlice::new(&[7; 4096])]).unwrap();
+    for (pfn, disk) in [(6, 0), (4, 1)] {
+        let block = BlockAddress { disk: DiskId(disk), sector: Sector(63) };
+        writer.references(&[PageOnDisk { pfn: Pfn(pfn), block, check: Check([8; 16]) }]).unwrap();
+    }
     writer.tsc_info(TSC).unwrap();
     writer.hvm_context(&[9; 101]).unwrap();
     writer.hvm_params(&[HvmParam { index: 1, value: 0xfeff_c000 }]).unwrap();

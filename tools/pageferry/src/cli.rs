@@ -546,6 +546,10 @@ pub(crate) struct XenSaveArgs {
     /// Leave the guest paused afterwards
     #[arg(long)]
     pub(crate) keep_paused: bool,
+    /// Leave pages out of the file that stand on these of the guest's disks (with commas) [without a list: all of them]: they do
+    /// not change any more until it is restored
+    #[arg(long, value_name = "DISKS", num_args = 0..=1, require_equals = true, default_missing_value = "all")]
+    pub(crate) disks_frozen: Option<String>,
     /// The save helper [default: the one beside this program]
     #[arg(long, value_name = "FILE")]
     pub(crate) helper: Option<PathBuf>,
@@ -562,6 +566,9 @@ pub(crate) struct XenRestoreArgs {
     /// Leave the guest paused
     #[arg(long)]
     pub(crate) paused: bool,
+    /// Where one of the disks is that pages were left on, if not where it was at the save
+    #[arg(long = "disk", value_name = "NAME=PATH")]
+    pub(crate) disks: Vec<String>,
     /// The save helper [default: the one beside this program]
     #[arg(long, value_name = "FILE")]
     pub(crate) helper: Option<PathBuf>,
@@ -640,6 +647,13 @@ pub(crate) enum StreamCommand {
     Verify {
         /// The file, or `-` for standard input
         file: PathBuf,
+        /// Also look whether the pages that the file leaves on disks still stand there; exit code 6 if a disk is not there, or
+        /// another one
+        #[arg(long)]
+        disks: bool,
+        /// Where one of those disks is, if not where it was at the save
+        #[arg(long = "disk", value_name = "NAME=PATH", requires = "disks")]
+        paths: Vec<String>,
     },
 }
 

@@ -7,6 +7,7 @@ mod console;
 mod demo;
 mod doctor;
 mod failure;
+mod frozen;
 mod guest;
 mod image;
 mod index;

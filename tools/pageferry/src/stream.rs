@@ -6,11 +6,13 @@ use std::path::Path;
 
 use mover::ExitClass;
 use serde::Serialize;
+use xen_glue::settings::disk_paths;
 use xen_glue::stream::scan::{self, Found, Item, Layer, Pages, ScanError, Survey};
 
 use crate::cli::StreamCommand;
 use crate::console::Console;
 use crate::failure::{Failure, OrFail, Outcome};
+use crate::frozen::{Account, Lookup};
 use crate::units::{show_bytes, show_count};
 
 /// Bytes read at a time.
@@ -22,7 +24,7 @@ const FAULTS_SHOWN_MAX: usize = 20;
 pub(crate) fn run(command: &StreamCommand, console: &Console) -> Outcome {
     match command {
         StreamCommand::Inspect { file } => inspect(file, console),
-        StreamCommand::Verify { file } => verify(file, console),
+        StreamCommand::Verify { file, disks, paths } => verify(file, disks.then_some(&paths[..]), console),
     }
 }
 
@@ -132,15 +134,33 @@ fn line(offset: u64, layer: Layer, name: &str, length: u64, detail: &str) -> Str
     format!("{offset:#14x}  {name:<30} {:>9}  {detail}", show_bytes(length)).trim_end().to_owned()
 }
 
-fn verify(file: &Path, console: &Console) -> Outcome {
-    let survey = walk(file, &mut |_| Ok(()))?;
+/// A survey, and what was found on disks if that was looked for.
+#[derive(Serialize)]
+struct Verified<'a> {
+    #[serde(flatten)]
+    survey: &'a Survey,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_disks: Option<&'a Account>,
+}
+
+/// Verifies `file`; with `paths` also what it leaves on disks, which are there or where they were.
+fn verify(file: &Path, paths: Option<&[String]>, console: &Console) -> Outcome {
+    let paths = paths.map(disk_paths).transpose().map_err(Failure::usage)?;
+    let mut lookup = paths.map(Lookup::new);
+    let survey = walk(file, &mut |item| match (&mut lookup, item.left) {
+        (Some(lookup), Some(left)) => lookup.take(left),
+        _ => Ok(()),
+    })?;
+    let account = lookup.map(Lookup::finish).transpose()?;
     if console.json {
-        console.print(&json(&survey)?)?;
+        console.print(&json(&Verified { survey: &survey, on_disks: account.as_ref() })?)?;
     } else {
-        console.print(&format!("{}{}", survey_words(&name(file), &survey), faults_words(&survey)))?;
+        let on_disks = account.as_ref().map(Account::words).unwrap_or_default();
+        let text = format!("{}{}{on_disks}", survey_words(&name(file), &survey), faults_words(&survey));
+        console.print(&text)?;
     }
     if survey.faults.is_empty() {
-        return Ok(());
+        return account.map_or(Ok(()), |account| account.verdict(&name(file)));
     }
     let message = match survey.faults.as_slice() {
         [one] => format!("{}: {}", name(file), fault_words(one)),
@@ -166,8 +186,12 @@ fn survey_words(name: &str, survey: &Survey) -> String {
         0 => String::new(),
         _ => format!("\n  {}", scan::pages_words(&survey.pages)),
     };
+    let left = match survey.references {
+        0 => String::new(),
+        left => format!("\n  {} of these frames stand on disks", show_count(left)),
+    };
     format!(
-        "{name}: {framing}{version}{guest}{xen}\n  {} in {} records{pages}",
+        "{name}: {framing}{version}{guest}{xen}\n  {} in {} records{pages}{left}",
         show_bytes(survey.bytes),
         show_count(records)
     )

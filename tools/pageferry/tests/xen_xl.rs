@@ -104,6 +104,33 @@ fn save_and_restore_are_xls_with_our_helper() {
 }
 
 #[test]
+fn frozen_disks_are_the_helpers_settings_and_not_a_running_guests() {
+    let place = Place::new();
+    let file = place.path("desk.save").display().to_string();
+    let (helper, path) = (format!("helper={}", place.helper()), format!("<{file}>"));
+    for (flag, disks) in
+        [("--disks-frozen", "all"), ("--disks-frozen=xvda,/images/base", "xvda,/images/base")]
+    {
+        let output = place.run(&["save", "desk", &file, "--keep-paused", flag]);
+        assert!(output.status.success(), "{}", said(&output));
+        let variable = format!("PAGEFERRY_FROZEN_DISKS={disks}");
+        assert_eq!(place.called(), [helper.as_str(), &variable, "<save>", "<-p>", "<7>", &path]);
+    }
+    let output = place.run(&["save", "desk", &file, "--keep-running", "--disks-frozen=xvdb"]);
+    assert!(output.status.success(), "{}", said(&output));
+    fs::remove_file(place.path("called")).expect("it was called");
+    let output = place.run(&["save", "desk", &file, "--keep-running", "--disks-frozen"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("writes its disks") && place.called().is_empty(), "{}", said(&output));
+    place.write("desk.save", "x");
+    let output = place.run(&["restore", &file, "--disk", "xvda=/dev/vg/a", "--disk", "xvdb=/b"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let variable = "PAGEFERRY_DISK_PATHS=xvda=/dev/vg/a,xvdb=/b";
+    assert_eq!(place.called(), [helper.as_str(), variable, "<restore>", &path]);
+    assert_eq!(place.run(&["restore", &file, "--disk", "xvda"]).status.code(), Some(2));
+}
+
+#[test]
 fn flags_become_the_helpers_settings() {
     let place = Place::new();
     let output = place.run(&[

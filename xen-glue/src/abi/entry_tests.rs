@@ -67,7 +67,7 @@ fn save_with(
     guest: &std::rc::Rc<std::cell::RefCell<Guest>>,
 ) -> Result<u32, SaveError> {
     let mut caller = CSave { xch: null_mut(), dom: 7, callbacks };
-    let options = Options { live: true, verify: false, policy: Policy::Stock, ferry: None };
+    let options = Options { live: true, verify: false, policy: Policy::Stock, ferry: None, frozen: None };
     let file = tempfile::tempfile().unwrap();
     let stop = AtomicBool::new(false);
     let mut teller = Teller::new(&mut caller, true);

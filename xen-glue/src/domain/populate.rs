@@ -2,7 +2,6 @@
 //! frames come in one batch.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
 use std::io;
 
 use mover::units::u64_of;
@@ -11,46 +10,16 @@ use super::DomainError;
 use super::common::{Domain, LOG, fill_words};
 use super::pages::BATCH_PAGES;
 use crate::abi::{HypercallBuffer, Xen};
+use crate::frames::{FrameSet, REGION_FRAMES};
 
 /// Pages of a superpage, and its order.
-const SUPER_PAGES: u64 = 512;
+const SUPER_PAGES: u64 = REGION_FRAMES;
 const SUPER_ORDER: u32 = 9;
-/// 64-bit words of a superpage's bitmap.
-const WORDS: usize = 8;
-
-/// Which frames have memory: a bitmap a superpage, for those that have any. A stream may name frames far apart, so
-/// that one bitmap for all could be made to take any amount of memory.
-#[derive(Debug, Default)]
-pub(super) struct Populated {
-    regions: HashMap<u64, [u64; WORDS]>,
-    pages: u64,
-}
-
-impl Populated {
-    fn place(frame: u64) -> (u64, usize, u64) {
-        let (region, at) = (frame / SUPER_PAGES, frame % SUPER_PAGES);
-        (region, mover::units::usize_of(at / 64), 1 << (at % 64))
-    }
-    /// Whether `frame` has memory.
-    pub(super) fn has(&self, frame: u64) -> bool {
-        let (region, word, bit) = Self::place(frame);
-        self.regions.get(&region).is_some_and(|words| words[word] & bit != 0)
-    }
-    fn set(&mut self, frame: u64) {
-        let (region, word, bit) = Self::place(frame);
-        let words = self.regions.entry(region).or_default();
-        self.pages += u64::from(words[word] & bit == 0);
-        words[word] |= bit;
-    }
-    fn is_empty(&self, region: u64) -> bool {
-        self.regions.get(&region).is_none_or(|words| words.iter().all(|&word| word == 0))
-    }
-}
 
 /// Populates frames.
 #[derive(Debug)]
 pub(super) struct Populate {
-    populated: Populated,
+    populated: FrameSet,
     extents: HypercallBuffer,
     /// Most pages the domain may have.
     max: u64,
@@ -63,7 +32,7 @@ impl Populate {
     /// For a domain that may have `max` pages.
     pub(super) fn new(xen: &Xen, max: u64) -> io::Result<Self> {
         Ok(Self {
-            populated: Populated::default(),
+            populated: FrameSet::default(),
             extents: xen.buffer(BATCH_PAGES * size_of::<u64>())?,
             max,
             fresh: Vec::with_capacity(BATCH_PAGES),
@@ -87,7 +56,7 @@ impl Populate {
         if self.fresh.is_empty() {
             return Ok(());
         }
-        if self.populated.pages + u64_of(self.fresh.len()) > self.max {
+        if self.populated.count() + u64_of(self.fresh.len()) > self.max {
             return Err(DomainError::TooMany { domain: domain.id, max: self.max });
         }
         self.split(superpages);
@@ -105,7 +74,7 @@ impl Populate {
                 return Err(DomainError::NoMemory { domain: domain.id, done, wanted });
             }
             for (&frame, &machine) in self.single.iter().zip(self.extents.words()) {
-                self.populated.set(frame);
+                self.populated.insert(frame);
                 placed(frame, machine);
             }
         }
@@ -120,7 +89,7 @@ impl Populate {
         while let Some(&first) = self.fresh.get(at) {
             let run = self.fresh[at..].iter().zip(first..).take_while(|(frame, next)| *frame == next).count();
             let aligned = first.is_multiple_of(SUPER_PAGES) && u64_of(run) >= SUPER_PAGES;
-            if superpages && aligned && self.populated.is_empty(first / SUPER_PAGES) {
+            if superpages && aligned && self.populated.is_empty_in(first / SUPER_PAGES) {
                 self.whole.push(first);
                 at += mover::units::usize_of(SUPER_PAGES);
             } else {
@@ -140,7 +109,7 @@ impl Populate {
             .populate(domain.id, &mut self.extents, self.whole.len(), SUPER_ORDER)
             .map_err(DomainError::call("allocate memory", domain.id, LOG))?;
         for &first in &self.whole[..done] {
-            (first..first + SUPER_PAGES).for_each(|frame| self.populated.set(frame));
+            (first..first + SUPER_PAGES).for_each(|frame| self.populated.insert(frame));
         }
         for &first in &self.whole[done..] {
             self.single.extend(first..first + SUPER_PAGES);
@@ -151,25 +120,5 @@ impl Populate {
     /// Whether a frame has memory.
     pub(super) fn has(&self, frame: u64) -> bool {
         self.populated.has(frame)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frames_far_apart_take_little_memory_and_are_told_apart() {
-        let mut populated = Populated::default();
-        for frame in [0, 511, 512, (1 << 40) - 1] {
-            populated.set(frame);
-            populated.set(frame);
-            assert!(populated.has(frame));
-        }
-        assert_eq!(populated.pages, 4);
-        assert_eq!(populated.regions.len(), 3);
-        assert!(
-            !populated.has(1) && !populated.has(1 << 39) && populated.is_empty(7) && !populated.is_empty(1)
-        );
     }
 }

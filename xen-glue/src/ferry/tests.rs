@@ -50,7 +50,7 @@ fn plan(mode: Mode) -> Plan {
 
 fn options(ferry: Option<Plan>) -> Options {
     let wish = Wish { max_downtime: Duration::from_secs(1), max_rounds: 5, throttle: false, finish: true };
-    Options { live: true, verify: false, policy: Policy::Predict(wish), ferry }
+    Options { live: true, verify: false, policy: Policy::Predict(wish), ferry, frozen: None }
 }
 
 /// What the target has of a guest in the end.
@@ -139,6 +139,7 @@ impl Journey {
                 credentials: self.credentials.take(),
                 redial_for: self.redial_for,
                 not_lazy: self.not_lazy.take(),
+                disk_paths: Default::default(),
             };
             let (at_release, lingering) = (self.at_release.take(), Arc::clone(&toolstack.lingering));
             let set_up = move |target: &mut SimTarget| {

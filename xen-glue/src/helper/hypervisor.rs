@@ -23,7 +23,7 @@ use super::stock;
 use crate::abi::{DomainId, Scheduling, ShadowOp, Xen};
 use crate::ferry::{Lingering, Plan, attached};
 use crate::restore::{self, RestoreError, Wiring};
-use crate::save::{self, Options, SaveError};
+use crate::save::{self, Frozen, Options, SaveError};
 use crate::settings::{ModeName, Settings, Throttle};
 use crate::xenstore::Xenstore;
 
@@ -91,7 +91,8 @@ fn save_domain(
     session.log(Level::Info, &format!("Saving {domain}"));
     note(session, Role::Source, domain);
     let ferry = if live { plan(&settings, domain, session)? } else { None };
-    let options = Options { live, verify: debug, policy: settings.save_policy(), ferry };
+    let frozen = frozen(&settings, domain, session);
+    let options = Options { live, verify: debug, policy: settings.save_policy(), ferry, frozen };
     let mut teller = Teller::new(session, live);
     let summary = save::domain(domain, io, &options, &mut teller, stop).map_err(|error| Failure {
         errno: if matches!(error, SaveError::Cancelled) { errno_of(Errno::CANCELED) } else { number(&error) },
@@ -111,6 +112,9 @@ fn save_domain(
     );
     if let Some(ferried) = &summary.ferried {
         session.log(Level::Info, &ferried.to_string());
+    }
+    if let Some(left_out) = &summary.left_out {
+        session.log(Level::Info, &left_out.to_string());
     }
     session.progress("Complete", 0, 0);
     Ok(Outcome::default())
@@ -150,6 +154,29 @@ fn plan(settings: &Settings, domain: DomainId, session: &mut Session) -> Result<
     Ok(Some(plan))
 }
 
+/// The guest's disks that this host's settings declare frozen.
+fn frozen(settings: &Settings, domain: DomainId, session: &mut Session) -> Option<Frozen> {
+    if settings.frozen_disks.is_empty() {
+        return None;
+    }
+    let (mut disks, notes) = match Xenstore::open().and_then(|mut store| attached::disks(&mut store, domain))
+    {
+        Ok(found) => found,
+        Err(error) => {
+            let text = format!("xenstore does not tell the guest's disks: {error}. Every page is written");
+            session.log(Level::Warning, &text);
+            return None;
+        }
+    };
+    notes.iter().for_each(|note| session.log(Level::Warning, note));
+    disks.retain(|disk| settings.is_frozen(disk));
+    if disks.is_empty() {
+        session.log(Level::Info, "the guest has none of `frozen_disks`: every page is written");
+        return None;
+    }
+    Some(Frozen { disks, indexes: mover::state::indexes() })
+}
+
 /// The guest's name and disks.
 fn look_up(plan: &mut Plan, domain: DomainId, session: &mut Session) -> io::Result<()> {
     let mut store = Xenstore::open()?;
@@ -184,12 +211,13 @@ fn restore_domain(
             credentials,
             redial_for: settings.redial_for,
             not_lazy,
+            disk_paths: settings.disk_paths,
         })
     });
     let options = match options {
         Ok(options) => options,
         Err(error) => {
-            session.log(Level::Warning, &format!("{error}. No lanes are taken up"));
+            session.log(Level::Warning, &format!("{error}. No lanes are taken up, and no disk is elsewhere"));
             restore::Options::default()
         }
     };

@@ -3,6 +3,7 @@
 
 use std::io;
 
+use mover::error::DiskError;
 use thiserror::Error;
 
 use crate::domain::DomainError;
@@ -50,6 +51,15 @@ pub enum RestoreError {
         /// A sentence.
         what: String,
     },
+    /// Pages that were left on disks.
+    #[error("{what}")]
+    Frozen {
+        /// A sentence.
+        what: String,
+    },
+    /// Reading from disks.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Told to stop.
     #[error("cancelled; what there is of the domain is of no use")]
     Cancelled,
@@ -64,7 +74,7 @@ impl RestoreError {
             Self::Stream(StreamError { fault: Fault::Io { source, .. }, .. })
             | Self::Toolstack { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             Self::Stream(_) | Self::Kind { .. } | Self::Refused { .. } => libc::EINVAL,
-            Self::Ferry { .. } => libc::EIO,
+            Self::Ferry { .. } | Self::Frozen { .. } | Self::Disk(_) => libc::EIO,
             Self::Cancelled => libc::EINTR,
         }
     }

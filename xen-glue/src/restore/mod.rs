@@ -5,19 +5,24 @@
 //!            (static state, pages, the rest collected)
 //! ```
 //!
+//! Pages that were left on disks at the save are loaded from there, once all others are there.
+//!
 //! The toolstack has created the domain, without memory, and destroys it if this fails. Nothing is mapped afterwards,
 //! and nothing behind the END record has been read.
 #![forbid(unsafe_code)]
 
 mod error;
 mod ferry;
+pub mod frozen;
 #[cfg(test)]
 mod hostile_tests;
 mod phases;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -78,6 +83,8 @@ pub struct Options {
     pub redial_for: Duration,
     /// Why no page may be outstanding when the guest runs, where none may.
     pub not_lazy: Option<String>,
+    /// Where disks are now that pages were left on at a save, by their names; the others are where they were.
+    pub disk_paths: BTreeMap<String, PathBuf>,
 }
 
 /// What a restore is doing.
@@ -116,7 +123,7 @@ pub struct Restored {
     pub different: u64,
     /// Pages that were loaded from disks and checked.
     pub references: u64,
-    /// Bytes read for that.
+    /// Bytes of them, or read for them.
     pub disk_bytes: u64,
 }
 

@@ -9,6 +9,7 @@ use mover::memory::PageBuf;
 use mover::units::u64_of;
 
 use super::ferry::Ferry;
+use super::frozen::Thawing;
 use super::{Event, Options, Phase, RestoreError, Restored, Toolstack, Wiring};
 use crate::abi::PartMut;
 use crate::channel::Channel;
@@ -32,6 +33,8 @@ pub(super) struct Restore<'a, T: Target, K: Toolstack> {
     last: Collected,
     /// Pages are compared with what is there, here.
     comparing: Option<Vec<PageBuf>>,
+    /// Pages come from disks.
+    pub(super) thawing: Option<Thawing>,
     pub(super) restored: Restored,
 }
 
@@ -63,6 +66,7 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
             static_state: StaticState::default(),
             last: Collected::default(),
             comparing: None,
+            thawing: None,
             restored: Restored::default(),
         }
     }
@@ -121,11 +125,14 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
                 Record::Vcpu(state) => self.last.vcpu(state, self.target.vcpus())?,
                 Record::Lanes(lanes) => self.begin_lanes(&lanes)?,
                 Record::LanesDone(done) => self.end_lanes(&done)?,
+                Record::FrozenDisks(disks) => self.begin_thawing(disks)?,
+                Record::References(references) => self.thaw(&references)?,
                 Record::Optional { number: OFFER, body } => self.offered(body.as_deref()),
                 Record::Optional { .. } => {}
                 Record::End => break,
             }
         }
+        self.load()?;
         self.restored.bytes = reader.offset();
         Ok(())
     }

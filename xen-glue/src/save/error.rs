@@ -3,6 +3,7 @@
 
 use std::io;
 
+use mover::error::DiskError;
 use thiserror::Error;
 
 use crate::domain::{DomainError, Life};
@@ -57,6 +58,11 @@ pub enum SaveError {
         /// A sentence.
         what: String,
     },
+    /// A disk that pages were to be left on.
+    #[error(
+        "{0}. The guest's pages were to be left on it (`frozen_disks`); without that setting they are all written"
+    )]
+    Disk(#[from] DiskError),
     /// Told to stop.
     #[error("cancelled; the guest goes on")]
     Cancelled,
@@ -86,7 +92,7 @@ impl SaveError {
             Self::Stream(_) => libc::EIO,
             Self::Refused { .. } | Self::NotSuspended(_) => libc::EINVAL,
             Self::NotConverging { .. } => libc::EBUSY,
-            Self::Ferry { .. } => libc::EIO,
+            Self::Ferry { .. } | Self::Disk(_) => libc::EIO,
             Self::GivenUp { .. } => libc::ECANCELED,
             Self::Cancelled => libc::EINTR,
         }

@@ -1,12 +1,12 @@
 //! Saves a domain into a stream, while it runs if wanted.
 //!
 //! ```text
-//! prepare -> static state -> rounds -> suspend -> last pages -> final state -> end
+//! prepare -> static state -> rounds -> suspend -> last pages -> (references) -> final state -> end
 //!                            (live only)                \-> verify (if asked for) -^
 //! ```
 //!
 //! With a [`Plan`](crate::ferry::Plan), and a target that takes up the offer, page contents go another way from some record on; then
-//! the engine's rounds stand in the place of ours.
+//! the engine's rounds stand in the place of ours. With [`Frozen`] disks a guest saved into a file leaves pages on them.
 //!
 //! Whatever happens, the log of written pages is off and nothing is mapped afterwards. Until the guest has suspended
 //! itself a failure leaves it running; from then on it is the toolstack's to resume or destroy.
@@ -14,6 +14,9 @@
 
 mod error;
 mod ferry;
+mod frozen;
+#[cfg(test)]
+mod frozen_tests;
 mod options;
 mod phases;
 mod records;
@@ -25,6 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use error::SaveError;
+pub use frozen::{Frozen, LeftOut};
 pub use options::{Event, Observation, Options, Phase, Policy, Summary, Toolstack, Verdict};
 
 use crate::abi::DomainId;

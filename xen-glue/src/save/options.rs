@@ -9,6 +9,7 @@ pub use mover::policy::Observation;
 use mover::policy::{Decision, Wish};
 use mover::wire::hello::MigrationId;
 
+use super::{Frozen, LeftOut};
 use crate::ferry::{Ferried, Lingering, Plan};
 
 /// How a save is to be done.
@@ -22,6 +23,8 @@ pub struct Options {
     pub policy: Policy,
     /// How to move page contents beside the stream, where the other end can; none keeps to the stream.
     pub ferry: Option<Plan>,
+    /// Where a guest that is stopped and saved into a file may leave pages; none writes all of them.
+    pub frozen: Option<Frozen>,
 }
 
 /// When to stop a guest that is saved while it runs.
@@ -188,4 +191,6 @@ pub struct Summary {
     pub stopped: Duration,
     /// What went beside the stream, if anything did.
     pub ferried: Option<Ferried>,
+    /// What was left on disks, if anything could be.
+    pub left_out: Option<LeftOut>,
 }

@@ -11,6 +11,7 @@ use mover::policy::{Decision, Observation};
 use mover::units::{PAGE_BYTES_U64, f64_of, u64_of, usize_of};
 
 use super::ferry;
+use super::frozen::Referrer;
 use super::records::Records;
 use super::{Event, Options, Phase, SaveError, Summary, Toolstack, Verdict};
 use crate::domain::{Batch, Life, LogRead, Source};
@@ -40,7 +41,9 @@ pub(super) struct Save<'a, S: Source, T: Toolstack> {
     /// Where the log is read into at the end.
     last: Bitmap,
     pfns: Vec<u64>,
-    batch: Batch,
+    pub(super) batch: Batch,
+    /// Leaves pages on disks, where that is wanted and can be.
+    pub(super) referrer: Option<Referrer>,
     logging: bool,
     device_logging: bool,
     /// Percent of its processor time the guest gets; 0 if it can't be slowed down.
@@ -71,6 +74,7 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
             deferred: Bitmap::new(pages),
             last: Bitmap::new(if options.live { pages } else { 0 }),
             batch: Batch::default(),
+            referrer: None,
             logging: false,
             device_logging: false,
             speed: 100,
@@ -117,7 +121,9 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
             }
         }
         self.phase(Phase::Suspend, Self::suspend)?;
+        self.freeze()?;
         self.phase(Phase::LastPages, Self::last_pages)?;
+        self.refer()?;
         if self.options.verify {
             self.phase(Phase::Verify, Self::verify)?;
         }
@@ -131,9 +137,7 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
         run: impl FnOnce(&mut Self) -> Result<(), SaveError>,
     ) -> Result<(), SaveError> {
         self.toolstack.report(&Event::Phase(phase));
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(SaveError::Cancelled);
-        }
+        self.cancelled()?;
         run(self)
     }
 
@@ -274,14 +278,12 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
             if self.pfns.is_empty() {
                 break;
             }
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(SaveError::Cancelled);
-            }
+            self.cancelled()?;
             self.source.fetch(&self.pfns, still, &mut self.batch)?;
             for &pfn in &self.batch.deferred {
                 self.deferred.set(usize_of(pfn));
             }
-            sent += self.records.pages(&self.batch.entries, &self.source)?;
+            sent += self.write()?;
             looked_at += u64_of(self.pfns.len());
             let round = self.summary.rounds + 1;
             self.toolstack.report(&Event::Frames { round, sent: looked_at, total });
@@ -293,6 +295,22 @@ impl<'a, S: Source, T: Toolstack> Save<'a, S, T> {
         self.source.release()?;
         self.summary.pages += sent;
         Ok(sent)
+    }
+
+    /// Writes the batch; how many pages had contents.
+    fn write(&mut self) -> Result<u64, SaveError> {
+        let source = &self.source;
+        let Some(referrer) = &mut self.referrer else {
+            return self.records.pages(&self.batch.entries, |at| source.content(at));
+        };
+        referrer.judge(&self.batch.entries, source);
+        let (entries, written) = referrer.batch();
+        self.records.pages(entries, |at| source.content(written[at]))
+    }
+
+    /// Whether to go on.
+    pub(super) fn cancelled(&self) -> Result<(), SaveError> {
+        if self.stop.load(Ordering::Relaxed) { Err(SaveError::Cancelled) } else { Ok(()) }
     }
 
     /// Fills `pfns` with the next batch from `from` on; where the one after that begins.

@@ -7,9 +7,12 @@ use std::sync::atomic::AtomicBool;
 use mover::units::{PAGE_BYTES, u64_of, usize_of};
 
 use super::SaveError;
+use crate::abi::Part;
 use crate::channel::Channel;
-use crate::domain::{FinalState, KindState, Source, StaticState};
-use crate::stream::{DomainHeader, Lanes, LanesDone, OFFER, Offer, P2mFrames, PageEntry, Writer};
+use crate::domain::{FinalState, KindState, StaticState};
+use crate::stream::{
+    DomainHeader, FrozenDisks, Lanes, LanesDone, OFFER, Offer, P2mFrames, PageEntry, Reference, Writer,
+};
 
 /// Most pages of a record.
 const RECORD_PAGES: usize = crate::stream::limits::PAGES_WRITTEN_MAX;
@@ -75,8 +78,12 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    /// Writes a batch that `source` has ready; how many pages had contents.
-    pub(super) fn pages(&mut self, entries: &[PageEntry], source: &impl Source) -> Result<u64, SaveError> {
+    /// Writes a batch whose contents are `content`'s, counted over the entries that have some; how many these are.
+    pub(super) fn pages<'p>(
+        &mut self,
+        entries: &[PageEntry],
+        content: impl Fn(usize) -> Part<'p>,
+    ) -> Result<u64, SaveError> {
         let writer = self.writer();
         let (mut rest, mut first) = (entries, 0);
         while !rest.is_empty() {
@@ -85,7 +92,8 @@ impl<'a> Records<'a> {
             writer.page_data_with(record, |channel, head, done| {
                 // Everything went out in the first call, or it failed.
                 debug_assert_eq!(done, 0, "a record is written in one call");
-                channel.send(head, (first..first + contents).map(|at| source.content(at)))?;
+                let pages = (first..first + contents).map(|at| -> Part<'_> { content(at) });
+                channel.send(head, pages)?;
                 Ok(head.len() + contents * PAGE_BYTES)
             })?;
             first += contents;
@@ -107,6 +115,16 @@ impl<'a> Records<'a> {
     /// Says what has gone over the lanes.
     pub(super) fn lanes_done(&mut self, done: &LanesDone) -> Result<(), SaveError> {
         Ok(self.writer().lanes_done(done)?)
+    }
+
+    /// Says on which disks pages are left.
+    pub(super) fn frozen_disks(&mut self, frozen: &FrozenDisks) -> Result<(), SaveError> {
+        Ok(self.writer().frozen_disks(frozen)?)
+    }
+
+    /// Says where pages stand.
+    pub(super) fn references(&mut self, references: &[Reference]) -> Result<(), SaveError> {
+        Ok(self.writer().references(references)?)
     }
 
     /// Says that what follows is for comparing.

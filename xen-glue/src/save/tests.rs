@@ -19,7 +19,8 @@ use crate::domain::Life;
 use crate::restore;
 use crate::simulated::{Guest, Landed, SimSource, SimTarget, SimToolstack, WIRING, read, states};
 
-const LIVE: Options = Options { live: true, verify: false, policy: Policy::Stock, ferry: None };
+pub(super) const LIVE: Options =
+    Options { live: true, verify: false, policy: Policy::Stock, ferry: None, frozen: None };
 
 fn toolstack(guest: &Rc<RefCell<Guest>>) -> SimToolstack {
     SimToolstack { guest: Some(Rc::clone(guest)), ..SimToolstack::default() }
@@ -50,7 +51,7 @@ fn restore(mut file: &File, pages: usize) -> (restore::Restored, Rc<RefCell<Land
 }
 
 /// The guest and what has landed are the same.
-fn assert_same(guest: &Rc<RefCell<Guest>>, landed: &Rc<RefCell<Landed>>) {
+pub(super) fn assert_same(guest: &Rc<RefCell<Guest>>, landed: &Rc<RefCell<Landed>>) {
     let (guest, landed) = (guest.borrow(), landed.borrow());
     for pfn in 0..guest.memory.pages().0 {
         let hole = guest.holes.contains(&pfn);

@@ -165,6 +165,22 @@ pub enum Fault {
         /// The record's name.
         record: &'static str,
     },
+    /// A reference to a frame whose contents were to come otherwise.
+    #[error("a reference names {pfn}, whose contents no PAGE_DATA has left to one")]
+    NotOwed {
+        /// The frame.
+        pfn: Pfn,
+    },
+    /// Frames whose contents were to come by reference.
+    #[error(
+        "the stream ends, and {count} frames that were to come by reference have not, the first is {first}"
+    )]
+    Owed {
+        /// How many.
+        count: u64,
+        /// The first.
+        first: Pfn,
+    },
     /// A page type that does not exist.
     #[error("{pfn} (entry {index}) has the reserved page type {found:#x}")]
     PageType {

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::error::Fault;
-use super::{ferry, limits};
+use super::{ferry, frozen, limits};
 
 /// Bit 31 of a record's type: who does not know it may skip it.
 pub const OPTIONAL: u32 = 1 << 31;
@@ -46,6 +46,10 @@ pub enum Kind {
     Lanes,
     /// 0x50460002, ours: what has come on them.
     LanesDone,
+    /// 0x50460003, ours: on which disks pages are left.
+    FrozenDisks,
+    /// 0x50460004, ours: where they stand there.
+    References,
 }
 
 /// Which state of a virtual CPU; each is an opaque blob of one pair of domctls.
@@ -153,13 +157,15 @@ impl Kind {
     ];
 
     /// Records of our own, which the specification does not have.
-    pub const OURS: [Self; 2] = [Self::Lanes, Self::LanesDone];
+    pub const OURS: [Self; 4] = [Self::Lanes, Self::LanesDone, Self::FrozenDisks, Self::References];
 
     /// Its place among all of them.
     pub(crate) fn index(self) -> u32 {
         match self {
             Self::Lanes => 19,
             Self::LanesDone => 20,
+            Self::FrozenDisks => 21,
+            Self::References => 22,
             known => known.number(),
         }
     }
@@ -198,6 +204,8 @@ impl Kind {
             Self::MsrPolicy => 0x12,
             Self::Lanes => 0x5046_0001,
             Self::LanesDone => 0x5046_0002,
+            Self::FrozenDisks => 0x5046_0003,
+            Self::References => 0x5046_0004,
         }
     }
 
@@ -226,6 +234,8 @@ impl Kind {
             Self::MsrPolicy => "X86_MSR_POLICY",
             Self::Lanes => "LANES",
             Self::LanesDone => "LANES_DONE",
+            Self::FrozenDisks => "FROZEN_DISKS",
+            Self::References => "REFERENCES",
         }
     }
 
@@ -259,6 +269,12 @@ impl Kind {
                 Shape::units(ferry::LANES_HEAD, ferry::RUN_BYTES, 1, most).or_empty()
             }
             Self::LanesDone => Shape::exactly(ferry::LANES_DONE_BYTES),
+            Self::FrozenDisks => {
+                Shape::units(frozen::FROZEN_HEAD, 1, frozen::DISK_BYTES, limits::FROZEN_DISKS_BYTES_MAX)
+            }
+            Self::References => {
+                Shape::units(frozen::REFERENCES_HEAD, frozen::REFERENCE_BYTES, 1, limits::REFERENCES_READ_MAX)
+            }
         };
         if shape.holds(length) {
             return Ok(());

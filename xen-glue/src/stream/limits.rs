@@ -33,6 +33,14 @@ pub const OFFER_ADDRESSES_MAX: usize = 16;
 pub const OFFER_ADDRESS_BYTES_MAX: usize = 280;
 /// Most runs of frames that LANES may name.
 pub const RUNS_MAX: usize = 1 << 16;
+/// Longest text of a disk in FROZEN_DISKS, bytes: its name, path or identity; as in a handshake.
+pub const DISK_TEXT_BYTES_MAX: usize = 2048;
+/// Most bytes of FROZEN_DISKS' disks: 16 of them with texts of the longest length.
+pub const FROZEN_DISKS_BYTES_MAX: u32 = 16 * (14 + 3 * 2048);
+/// Most references in a record that is read.
+pub const REFERENCES_READ_MAX: u32 = 32_768;
+/// Most references in a record that is written.
+pub const REFERENCES_WRITTEN_MAX: usize = 4096;
 /// Longest emulator state or emulator's xenstore data in a libxl stream, bytes. QEMU's is some 100 KiB.
 pub const EMULATOR_BYTES_MAX: u32 = 64 << 20;
 /// Longest optional data behind xl's file header, bytes: the domain's configuration, some kilobytes.

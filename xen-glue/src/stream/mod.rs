@@ -17,6 +17,7 @@ mod body;
 mod error;
 mod ferry;
 mod fields;
+mod frozen;
 mod header;
 mod input;
 mod judge;
@@ -35,6 +36,7 @@ mod xl;
 pub use body::{HvmParam, P2mFrames, PvWidth, TscInfo, VcpuState};
 pub use error::{Fault, StreamError};
 pub use ferry::{Lanes, LanesDone, OFFER, Offer};
+pub use frozen::{FrozenDisks, REFERENCE_BYTES, Reference};
 pub use header::{DOMAIN_HEADER_BYTES, DomainHeader, GuestType, IMAGE_HEADER_BYTES};
 pub use kind::{
     CPUID_LEAF_BYTES, Kind, MSR_ENTRY_BYTES, OPTIONAL, VCPU_CONTEXT_32, VCPU_CONTEXT_64, VcpuKind,

@@ -5,6 +5,7 @@
 //!   v3, HVM:           policies | STATIC_DATA_END |              PAGE_DATA.. [VERIFY PAGE_DATA..] , HVM_PARAMS, HVM_CONTEXT, TSC | END
 //!   v2: the same without policies; STATIC_DATA_END is inferred before the first P2M_FRAMES (PV) or PAGE_DATA (HVM)
 //!   ours, v3, HVM: LANES in the place of the pages or behind some of them, then neither PAGE_DATA nor VERIFY; LANES_DONE
+//!   ours, v3: FROZEN_DISKS before the pages, REFERENCES.. behind them, then neither PAGE_DATA nor, in either case, VERIFY or LANES
 //! ```
 //!
 //! A comma joins what may come in any order. The specification wants HVM_PARAMS before HVM_CONTEXT and Xen's own saver
@@ -14,10 +15,13 @@
 
 use super::body::PvWidth;
 use super::error::Fault;
+use super::frozen::{FrozenDisks, Reference};
 use super::header::GuestType;
 use super::kind::{Kind, VcpuKind};
 use super::limits::VCPU_END;
-use mover::units::usize_of;
+use super::page::{PageEntry, PageType};
+use crate::frames::FrameSet;
+use mover::units::{Pfn, usize_of};
 
 /// What has come so far.
 #[derive(Debug)]
@@ -27,6 +31,10 @@ pub(crate) struct Order {
     seen: u32,
     width: Option<PvWidth>,
     vcpus: [Vec<u64>; 4],
+    /// Bytes of the frozen disks.
+    disks: Vec<u64>,
+    /// Frames that are to come by reference.
+    owed: FrameSet,
     ended: bool,
 }
 
@@ -36,7 +44,8 @@ fn bit(kind: Kind) -> u32 {
 
 impl Order {
     pub(crate) fn new(version: u32, guest: GuestType) -> Self {
-        Self { version, guest, seen: 0, width: None, vcpus: Default::default(), ended: false }
+        let (vcpus, disks, owed) = (Default::default(), Vec::new(), FrameSet::default());
+        Self { version, guest, seen: 0, width: None, vcpus, disks, owed, ended: false }
     }
 
     pub(crate) fn seen(&self, kind: Kind) -> bool {
@@ -50,6 +59,33 @@ impl Order {
 
     pub(crate) fn set_width(&mut self, width: PvWidth) {
         self.width = Some(width);
+    }
+
+    /// Takes in which disks pages are left on.
+    pub(crate) fn set_frozen(&mut self, frozen: &FrozenDisks) {
+        self.disks = frozen.disks.iter().map(|disk| disk.bytes).collect();
+    }
+
+    /// Takes in what a PAGE_DATA record names: of frames that get memory and no contents those are owed.
+    pub(crate) fn name_pages(&mut self, entries: &[PageEntry]) {
+        if !self.seen(Kind::FrozenDisks) {
+            return;
+        }
+        for entry in entries {
+            match entry.page_type() {
+                PageType::AllocateOnly => self.owed.insert(entry.pfn().0),
+                _ => drop(self.owed.remove(entry.pfn().0)),
+            }
+        }
+    }
+
+    /// Takes a reference in: it lies on a disk, and its frame is owed.
+    pub(crate) fn pay(&mut self, reference: &Reference) -> Result<(), Fault> {
+        reference.check(&self.disks)?;
+        match self.owed.remove(reference.pfn.0) {
+            true => Ok(()),
+            false => Err(Fault::NotOwed { pfn: reference.pfn }),
+        }
     }
 
     /// Whether the reader has to make up a STATIC_DATA_END before this record.
@@ -98,6 +134,18 @@ impl Order {
         if kind == Kind::Lanes && self.seen(Kind::Verify) {
             return late(Kind::Verify);
         }
+        if matches!(kind, Kind::Lanes | Kind::Verify) && self.seen(Kind::FrozenDisks) {
+            return late(Kind::FrozenDisks);
+        }
+        match kind {
+            Kind::FrozenDisks => {
+                let closed = [Kind::PageData, Kind::Lanes].into_iter().find(|&by| self.seen(by));
+                return closed.map_or(Ok(()), late);
+            }
+            Kind::References if !self.seen(Kind::FrozenDisks) => return early(Kind::FrozenDisks),
+            Kind::PageData if self.seen(Kind::References) => return late(Kind::References),
+            _ => {}
+        }
         if self.guest == GuestType::Hvm {
             if kind == Kind::Verify && !self.seen(Kind::PageData) {
                 return early(Kind::PageData);
@@ -109,10 +157,12 @@ impl Order {
             Kind::P2mFrames | Kind::SharedInfo if !self.seen(Kind::PvInfo) => early(Kind::PvInfo),
             Kind::PageData if !self.seen(Kind::P2mFrames) => early(Kind::P2mFrames),
             Kind::Vcpu(_) | Kind::Verify if !self.seen(Kind::PageData) => early(Kind::PageData),
-            Kind::PageData => match VcpuKind::ALL.into_iter().find(|&state| self.seen(Kind::Vcpu(state))) {
-                Some(state) => late(Kind::Vcpu(state)),
-                None => Ok(()),
-            },
+            Kind::PageData | Kind::References => {
+                match VcpuKind::ALL.into_iter().find(|&state| self.seen(Kind::Vcpu(state))) {
+                    Some(state) => late(Kind::Vcpu(state)),
+                    None => Ok(()),
+                }
+            }
             _ => Ok(()),
         }
     }
@@ -129,7 +179,7 @@ impl Order {
                 misplaced("a stream of version 2")
             }
             (Kind::Lanes | Kind::LanesDone, GuestType::Pv) => misplaced("a PV guest's stream"),
-            (Kind::Lanes | Kind::LanesDone, GuestType::Hvm) if self.version < 3 => {
+            (Kind::Lanes | Kind::LanesDone | Kind::FrozenDisks | Kind::References, _) if self.version < 3 => {
                 misplaced("a stream of version 2")
             }
             (Kind::PvInfo | Kind::P2mFrames | Kind::Vcpu(_) | Kind::SharedInfo, GuestType::Hvm) => {
@@ -142,7 +192,7 @@ impl Order {
 
     fn comes_once(&self, kind: Kind) -> Result<(), Fault> {
         match kind {
-            Kind::PageData | Kind::P2mFrames | Kind::Vcpu(_) => Ok(()),
+            Kind::PageData | Kind::P2mFrames | Kind::Vcpu(_) | Kind::References => Ok(()),
             kind if self.seen(kind) => Err(Fault::Repeated { record: kind.name() }),
             _ => Ok(()),
         }
@@ -179,7 +229,10 @@ impl Order {
         };
         match needed.iter().find(|&&kind| !self.seen(kind)) {
             Some(kind) => Err(Fault::Missing { record: kind.name() }),
-            None => Ok(()),
+            None => match self.owed.first() {
+                Some(first) => Err(Fault::Owed { count: self.owed.count(), first: Pfn(first) }),
+                None => Ok(()),
+            },
         }
     }
 

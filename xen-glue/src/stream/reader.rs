@@ -21,6 +21,7 @@ use super::body::{self, HvmParam, P2mFrames, PvWidth, TscInfo, VcpuState, page_d
 use super::error::{Fault, StreamError};
 use super::ferry::{Lanes, LanesDone};
 use super::fields::{padding, u32_at, u64_at};
+use super::frozen::{self, FrozenDisks, Reference};
 use super::header::{DOMAIN_HEADER_BYTES, DomainHeader, GuestType, IMAGE_HEADER_BYTES, decode_image_header};
 use super::input::Input;
 use super::judge::Judge;
@@ -62,6 +63,10 @@ pub enum Record {
     Lanes(Lanes),
     /// Ours: what has come on the lanes.
     LanesDone(LanesDone),
+    /// Ours: on which disks pages are left.
+    FrozenDisks(FrozenDisks),
+    /// Ours: where frames stand there whose contents PAGE_DATA has left out, each for the first time.
+    References(Vec<Reference>),
     /// An optional record. Whoever does not know its type passes over it.
     Optional {
         /// Its type, bit 31 set.
@@ -306,6 +311,18 @@ impl<R: Read> Reader<R> {
             Kind::Verify => Record::Verify,
             Kind::Lanes => Record::Lanes(Lanes::decode(&body)?),
             Kind::LanesDone => Record::LanesDone(LanesDone::decode(&body)?),
+            Kind::FrozenDisks => {
+                let frozen = FrozenDisks::decode(&body)?;
+                self.order.set_frozen(&frozen);
+                Record::FrozenDisks(frozen)
+            }
+            Kind::References => {
+                let references = Reference::decode_all(&body)?;
+                for (at, reference) in references.iter().enumerate() {
+                    self.order.pay(reference).map_err(|fault| (frozen::place_of(at), fault))?;
+                }
+                Record::References(references)
+            }
             Kind::End => {
                 self.order.end();
                 Record::End
@@ -386,6 +403,7 @@ impl<R: Read> Reader<R> {
         if let Some(pfn) = page::repeated(&self.entries, &mut self.scratch) {
             self.judge.fault(start, Fault::RepeatedPage { pfn })?;
         }
+        self.order.name_pages(&self.entries);
         Ok(listed)
     }
 

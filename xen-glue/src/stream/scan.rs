@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::body::VcpuState;
 use super::error::{Fault, StreamError};
 use super::ferry::{OFFER, Offer};
+use super::frozen::{FrozenDisks, Reference};
 use super::input::Input;
 use super::judge::Judge;
 use super::kind::{CPUID_LEAF_BYTES, Kind, MSR_ENTRY_BYTES};
@@ -52,6 +53,18 @@ pub struct Item {
     /// Of PAGE_DATA, the frames.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pages: Option<Pages>,
+    /// Of FROZEN_DISKS and REFERENCES, what they say.
+    #[serde(skip)]
+    pub left: Option<Left>,
+}
+
+/// Pages left on disks.
+#[derive(Clone, Debug)]
+pub enum Left {
+    /// On these.
+    On(FrozenDisks),
+    /// There.
+    At(Vec<Reference>),
 }
 
 /// Frames counted.
@@ -123,6 +136,8 @@ pub struct Survey {
     pub records: Vec<(String, u64)>,
     /// All frames, those to be verified included.
     pub pages: Pages,
+    /// Frames that stand on disks, and not in the stream.
+    pub references: u64,
     /// Whether the walk came to the last END.
     pub complete: bool,
     /// Every fault, in the order of the bytes.
@@ -209,7 +224,7 @@ impl<E> Walk<'_, E> {
             let detail = format!("{} bytes of configuration ({form})", header.config.len());
             let name = "xl's file header".to_owned();
             let length = behind;
-            self.show(Item { offset, layer: Layer::Xl, name, length, detail, pages: None })?;
+            self.show(Item { offset, layer: Layer::Xl, name, length, detail, pages: None, left: None })?;
             (offset, libxl) = (behind, header.libxl);
         } else if !libxl && u64::from_be_bytes(first) != header::MARKER {
             return Err(StreamError::new(0, Fault::NotAStream { found: first }).into());
@@ -239,7 +254,7 @@ impl<E> Walk<'_, E> {
         let detail =
             format!("version 2{}", if reader.converted() { ", converted from the older format" } else { "" });
         let length = u64_of(libxl::LIBXL_HEADER_BYTES);
-        self.show(Item { offset, layer: Layer::Libxl, name, length, detail, pages: None })?;
+        self.show(Item { offset, layer: Layer::Libxl, name, length, detail, pages: None, left: None })?;
         let ended = self.libxl_records(&mut reader);
         self.survey.bytes = self.survey.bytes.max(reader.offset());
         let (inner, behind, judge) = reader.into_parts();
@@ -262,7 +277,7 @@ impl<E> Walk<'_, E> {
                 LibxlRecord::LibxcContext | LibxlRecord::End => String::new(),
             };
             let (name, length) = (record.name().to_owned(), u64::from(length));
-            self.show(Item { offset, layer: Layer::Libxl, name, length, detail, pages: None })?;
+            self.show(Item { offset, layer: Layer::Libxl, name, length, detail, pages: None, left: None })?;
             match record {
                 LibxlRecord::End => return Ok(()),
                 LibxlRecord::LibxcContext => {
@@ -290,7 +305,7 @@ impl<E> Walk<'_, E> {
         let detail = format!("version {}, {} guest, by {by}", reader.version(), domain.guest.name());
         let length = u64_of(header::IMAGE_HEADER_BYTES + header::DOMAIN_HEADER_BYTES);
         let name = "libxc's headers".to_owned();
-        self.show(Item { offset, layer: Layer::Libxc, name, length, detail, pages: None })?;
+        self.show(Item { offset, layer: Layer::Libxc, name, length, detail, pages: None, left: None })?;
         let ended = self.libxc_records(&mut reader);
         let behind = reader.offset();
         self.survey.bytes = self.survey.bytes.max(behind);
@@ -314,9 +329,17 @@ impl<E> Walk<'_, E> {
             let name = name_of(&record);
             self.survey.count(name.clone());
             let detail = pages.as_ref().map_or_else(|| detail_of(&record), pages_words);
-            let length = u64::from(length);
-            self.show(Item { offset, layer: Layer::Libxc, name, length, detail, pages })?;
-            if let Record::End = record {
+            let (length, ended) = (u64::from(length), matches!(record, Record::End));
+            let left = match record {
+                Record::FrozenDisks(frozen) => Some(Left::On(frozen)),
+                Record::References(references) => {
+                    self.survey.references += u64_of(references.len());
+                    Some(Left::At(references))
+                }
+                _ => None,
+            };
+            self.show(Item { offset, layer: Layer::Libxc, name, length, detail, pages, left })?;
+            if ended {
                 return Ok(());
             }
         }
@@ -352,6 +375,8 @@ fn name_of(record: &Record) -> String {
         Record::End => Kind::End,
         Record::Lanes(_) => Kind::Lanes,
         Record::LanesDone(_) => Kind::LanesDone,
+        Record::FrozenDisks(_) => Kind::FrozenDisks,
+        Record::References(_) => Kind::References,
         Record::Optional { number: OFFER, .. } => return "OFFER".to_owned(),
         Record::Optional { number, .. } => return format!("optional {number:#010x}"),
     };
@@ -396,6 +421,20 @@ fn detail_of(record: &Record) -> String {
                 "{} frames on the lanes, up to version {}, round {}",
                 done.frames, done.version, done.round
             )
+        }
+        Record::FrozenDisks(frozen) => {
+            let words: Vec<_> = frozen
+                .disks
+                .iter()
+                .map(|disk| format!("{} ({}, {} bytes)", disk.name, disk.path, disk.bytes))
+                .collect();
+            words.join(", ")
+        }
+        Record::References(references) => {
+            let first = references.first().map(|first| first.block);
+            let from =
+                first.map(|block| format!(", from sector {} of disk {} on", block.sector.0, block.disk.0));
+            format!("{} frames by where they stand{}", references.len(), from.unwrap_or_default())
         }
         Record::Optional { number: OFFER, body: Some(body) } => match Offer::decode(body) {
             Ok(offer) => {

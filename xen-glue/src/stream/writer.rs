@@ -14,9 +14,10 @@ use super::body::{HvmParam, P2mFrames, PvWidth, TscInfo, VcpuState, page_data_by
 use super::error::{Fault, StreamError};
 use super::ferry::{Lanes, LanesDone};
 use super::fields::padding;
+use super::frozen::{self, FrozenDisks, Reference};
 use super::header::{DomainHeader, GuestType, VERSION_WRITTEN, encode_image_header};
 use super::kind::{Kind, OPTIONAL, VcpuKind};
-use super::limits::{OPTIONAL_BYTES_MAX, PAGES_WRITTEN_MAX};
+use super::limits::{OPTIONAL_BYTES_MAX, PAGES_WRITTEN_MAX, REFERENCES_WRITTEN_MAX};
 use super::order::Order;
 use super::page::{self, PageEntry, PageType};
 
@@ -171,6 +172,7 @@ impl<W: Write> Writer<W> {
             return Err(self.error_at(0, Fault::RepeatedPage { pfn }));
         }
         self.order.admit(Kind::PageData).map_err(|fault| self.error_at(0, fault))?;
+        self.order.name_pages(entries);
         let with_data = u64_of(entries.iter().filter(|entry| entry.has_data()).count());
         let length = u32_of(page_data_bytes(u64_of(entries.len()), with_data));
         self.head.clear();
@@ -252,6 +254,33 @@ impl<W: Write> Writer<W> {
     /// Writing failed, or no place for it.
     pub fn lanes_done(&mut self, done: &LanesDone) -> Result<(), StreamError> {
         self.record(Kind::LanesDone, &[&done.encode()])
+    }
+
+    /// On which disks pages are left: of frames that are [`PageType::AllocateOnly`] from here on the contents are owed. Whoever
+    /// does not know this record fails.
+    ///
+    /// # Errors
+    /// Writing failed, numbers past their limits, or no place for it.
+    pub fn frozen_disks(&mut self, frozen: &FrozenDisks) -> Result<(), StreamError> {
+        frozen.check().map_err(|(at, fault)| self.error_at(8 + at, fault))?;
+        self.record(Kind::FrozenDisks, &[&frozen.encode()])?;
+        self.order.set_frozen(frozen);
+        Ok(())
+    }
+
+    /// Where frames stand whose contents are owed, 1 to [`REFERENCES_WRITTEN_MAX`] of them.
+    ///
+    /// # Errors
+    /// Writing failed, one that is not owed or lies on no disk, too many, or no place for it.
+    pub fn references(&mut self, references: &[Reference]) -> Result<(), StreamError> {
+        let (found, limit) = (u64_of(references.len()), u64_of(REFERENCES_WRITTEN_MAX));
+        if found > limit {
+            return Err(self.error_at(0, Fault::Limit { what: "the number of REFERENCES", found, limit }));
+        }
+        for (at, reference) in references.iter().enumerate() {
+            self.order.pay(reference).map_err(|fault| self.error_at(8 + frozen::place_of(at), fault))?;
+        }
+        self.record(Kind::References, &[&Reference::encode_all(references)])
     }
 
     /// A record of an extension that others may skip; bit 31 of `number` is set.

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use mover::ExitClass;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use xen_glue::settings::Settings;
+use xen_glue::settings::{ALL_DISKS, Settings};
 
 use super::install;
 use crate::cli::{XenMigrateArgs, XenRestoreArgs, XenSaveArgs};
@@ -41,7 +41,16 @@ const AWAY: &str = "--migratedaway";
 
 /// `pageferry xen save`.
 pub(crate) fn save(args: &XenSaveArgs, console: &Console) -> Outcome {
-    let xl = Xl::with(args.helper.as_deref(), Vec::new(), console)?;
+    let frozen = args.disks_frozen.as_ref().map(|disks| ("PAGEFERRY_FROZEN_DISKS", disks.into()));
+    let set: Vec<(&'static str, OsString)> = frozen.into_iter().collect();
+    let settings = checked(&set)?;
+    if args.keep_running && settings.frozen_disks.iter().any(|disk| disk == ALL_DISKS) {
+        return Err(Failure::usage(
+            "a guest that runs on writes its disks, and can't be restored from what was left on them. Name those that it does \
+             not write (--disks-frozen=xvdb), or let it wait for a snapshot with --keep-paused",
+        ));
+    }
+    let xl = Xl::with(args.helper.as_deref(), set, console)?;
     let guest = xl.guest(&args.domain)?;
     let mut arguments: Vec<OsString> = vec!["save".into()];
     arguments.extend(args.keep_running.then(|| "-c".into()));
@@ -71,7 +80,12 @@ pub(crate) fn save(args: &XenSaveArgs, console: &Console) -> Outcome {
 
 /// `pageferry xen restore`.
 pub(crate) fn restore(args: &XenRestoreArgs, console: &Console) -> Outcome {
-    let xl = Xl::with(args.helper.as_deref(), Vec::new(), console)?;
+    let set = match args.disks.as_slice() {
+        [] => Vec::new(),
+        disks => vec![("PAGEFERRY_DISK_PATHS", disks.join(",").into())],
+    };
+    checked(&set)?;
+    let xl = Xl::with(args.helper.as_deref(), set, console)?;
     fs::File::open(&args.file)
         .map_err(|error| Failure::usage(format!("cannot read {}: {error}", args.file.display())))?;
     xl.list(None)?;
@@ -127,12 +141,17 @@ fn variables(args: &XenMigrateArgs) -> Outcome<Vec<(&'static str, OsString)>> {
     ];
     let set: Vec<(&'static str, OsString)> =
         given.into_iter().filter_map(|(name, value)| Some((name, value?.into()))).collect();
+    checked(&set)?;
+    Ok(set)
+}
+
+/// This host's settings with these variables, which are right.
+fn checked(set: &[(&'static str, OsString)]) -> Outcome<Settings> {
     let variable = |name: &'static str| {
         let ours = set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
         ours.or_else(|| std::env::var_os(name))
     };
-    Settings::read(variable).map_err(|error| Failure::usage(error.to_string()))?;
-    Ok(set)
+    Settings::read(variable).map_err(|error| Failure::usage(error.to_string()))
 }
 
 /// The shell command that reaches `xl migrate-receive` on `host`, with our helper where it is there.

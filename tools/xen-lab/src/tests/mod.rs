@@ -1,5 +1,6 @@
 //! The lab's tests: functions with a name, a tier, and the hosts they need.
 
+mod checkpoint;
 mod drain;
 mod dropin;
 mod faults;
@@ -141,9 +142,10 @@ impl Test {
 fn all() -> Vec<Test> {
     let of = |pair: Pair| {
         let broad = if pair.is_broad() {
-            [library::tests(pair), libvirt::tests(pair), faults::tests(pair), drain::tests(pair)]
+            let faults = faults::tests(pair);
+            [library::tests(pair), libvirt::tests(pair), faults, drain::tests(pair), checkpoint::tests(pair)]
         } else {
-            [const { vec![] }; 4]
+            [const { vec![] }; 5]
         };
         [stock::tests(pair), dropin::tests(pair), ferry::tests(pair)].into_iter().chain(broad)
     };

@@ -13,10 +13,20 @@ fn survey(bytes: &[u8]) -> Survey {
     }
 }
 
+fn all() -> [Vec<u8>; 5] {
+    [
+        samples::hvm(2),
+        samples::pv(2),
+        samples::ferried(2),
+        samples::frozen(GuestType::Hvm, 2),
+        samples::frozen(GuestType::Pv, 2),
+    ]
+}
+
 /// Cut at every record's start, within every record, and at every byte of the headers.
 #[test]
 fn a_stream_cut_off_anywhere_is_named_as_that() {
-    for bytes in [samples::hvm(2), samples::pv(2), samples::ferried(2)] {
+    for bytes in all() {
         let starts = boundaries(&bytes);
         let mut cuts: Vec<usize> = (0..starts[0] + 64).collect();
         for pair in starts.windows(2) {
@@ -41,7 +51,7 @@ fn a_stream_cut_off_anywhere_is_named_as_that() {
 /// Every bit outside of page contents and blobs, turned over by itself.
 #[test]
 fn no_bit_of_a_header_can_be_turned_unnoticed() {
-    for bytes in [samples::hvm(2), samples::pv(2), samples::ferried(2)] {
+    for bytes in all() {
         let starts = boundaries(&bytes);
         for &start in &starts[..starts.len() - 1] {
             for at in start..start + 8 {
@@ -129,7 +139,14 @@ fn mapped_peak() -> u64 {
 #[test]
 fn bent_streams_neither_panic_nor_take_memory() {
     let cases = cases(6000);
-    let samples = [samples::hvm(2), samples::pv(2), samples::hvm_with(1, false), samples::ferried(1)];
+    let samples = [
+        samples::hvm(2),
+        samples::pv(2),
+        samples::hvm_with(1, false),
+        samples::ferried(1),
+        samples::frozen(GuestType::Hvm, 2),
+        samples::frozen(GuestType::Pv, 2),
+    ];
     let mut dice = Dice(0x5eed);
     let (mut broken, mut passed) = (0, 0);
     survey(&samples::xl_file(&samples[0], true));
@@ -194,7 +211,9 @@ fn claims_are_not_believed_before_the_bytes_are_there() {
     let (in_hvm, in_pv) = (&hvm[..boundaries(&hvm)[3]], &pv[..boundaries(&pv)[3]]);
     let file = samples::xl_file(&hvm, false);
     let in_libxl = &file[..file.len() - 8 - 96];
-    let claims: [(&[u8], u32, u32); 8] = [
+    let claims: [(&[u8], u32, u32); 10] = [
+        (in_hvm, 0x5046_0003, 40 + 16 * (14 + 3 * 2048)),
+        (in_hvm, 0x5046_0004, 8 + 32 * 32_768),
         (in_hvm, 0x5046_0001, 32 + 16 * (1 << 16)),
         (in_hvm, 1, 128 << 20),
         (in_hvm, 9, 16 << 20),

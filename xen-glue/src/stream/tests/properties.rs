@@ -211,6 +211,7 @@ fn read(bytes: &[u8]) -> Vec<Step> {
             Record::Optional { number, body } => Step::Optional(number, body.unwrap()),
             Record::Lanes(lanes) => Step::Lanes(lanes),
             Record::LanesDone(done) => Step::LanesDone(done),
+            Record::FrozenDisks(_) | Record::References(_) => unreachable!("none was written"),
             Record::End => return steps,
         });
     }

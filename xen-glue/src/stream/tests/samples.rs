@@ -2,7 +2,10 @@
 
 use std::io::IoSlice;
 
-use mover::units::Pfn;
+use mover::disk::DiskInfo;
+use mover::fingerprint::Check;
+use mover::units::{BlockAddress, DiskId, Pfn, Sector};
+use mover::wire::hello::Secret;
 
 use super::super::*;
 
@@ -83,6 +86,51 @@ pub(crate) fn ferried(pages: u64) -> Vec<u8> {
     writer.tsc_info(TSC).unwrap();
     writer.hvm_context(&[9; 1001]).unwrap();
     writer.hvm_params(&[HvmParam { index: 1, value: 0xfeff_c000 }]).unwrap();
+    writer.end().unwrap()
+}
+
+/// An HVM or PV guest's stream of `pages` pages, of which as many again stand on disks.
+pub(crate) fn frozen(guest: GuestType, pages: u64) -> Vec<u8> {
+    let mut writer = Writer::start(Vec::new(), DomainHeader { guest, xen_major: 4, xen_minor: 17 }).unwrap();
+    if guest == GuestType::Pv {
+        writer.pv_info(PvWidth::Bits64).unwrap();
+    }
+    writer.cpuid_policy(&[7; 48]).unwrap();
+    writer.static_data_end().unwrap();
+    if guest == GuestType::Pv {
+        writer.p2m_frames(&P2mFrames { start: 0, end: 1023, frames: vec![40, 41] }).unwrap();
+    }
+    let disk = |name: &str, bytes| DiskInfo {
+        name: name.to_owned(),
+        path: format!("/nowhere/{name}"),
+        bytes,
+        identity: "pf1 wwid=- blocks=0:00000000000000aa".to_owned(),
+    };
+    let disks = vec![disk("xvda", 1 << 20), disk("xvdb", 8192)];
+    writer.frozen_disks(&FrozenDisks { key: Secret([3; 32]), disks }).unwrap();
+    send(&mut writer, &normal(0..pages));
+    let left: Vec<_> =
+        (pages..2 * pages).map(|pfn| PageEntry::new(Pfn(pfn), PageType::AllocateOnly)).collect();
+    writer.page_data(&left, &[]).unwrap();
+    let reference = |pfn: u64| Reference {
+        pfn: Pfn(pfn),
+        block: BlockAddress { disk: DiskId(u8::from(pfn % 2 == 0)), sector: Sector(pfn % 8) },
+        check: Check([0x77; 16]),
+    };
+    let (one, rest): (Vec<_>, Vec<_>) = (pages..2 * pages).map(reference).partition(|r| r.pfn.0 == pages);
+    writer.references(&one).unwrap();
+    writer.references(&rest).unwrap();
+    writer.tsc_info(TSC).unwrap();
+    match guest {
+        GuestType::Hvm => {
+            writer.hvm_context(&[9; 1001]).unwrap();
+            writer.hvm_params(&[HvmParam { index: 1, value: 0xfeff_c000 }]).unwrap();
+        }
+        GuestType::Pv => {
+            writer.shared_info(&page(1)).unwrap();
+            writer.vcpu(VcpuKind::Basic, 0, &[1; 5168]).unwrap();
+        }
+    }
     writer.end().unwrap()
 }
 
