@@ -26,19 +26,20 @@ pub(crate) struct Calls {
     pub(crate) batches: u64,
 }
 
-/// Migrates `guest` from host `from`, with `helper` at both ends, and counts.
+/// Migrates `guest` from host `from`, with `helper` and this environment at both ends, and counts.
 pub(crate) fn count(
     lab: &Lab,
     guest: &Guest,
     from: usize,
     before: Count,
     helper: Helper,
+    environment: &str,
 ) -> Result<(Calls, Count)> {
     for number in 1..=2 {
         put_wrapper(lab, number, helper)?;
     }
     let migration = Migration {
-        environment: format!("LIBXL_SAVE_HELPER={WRAPPER}"),
+        environment: format!("LIBXL_SAVE_HELPER={WRAPPER} {environment}"),
         limit: wait::limit(1800),
         // The environment names the helper.
         ..Migration::new(Helper::Stock, Helper::Stock)

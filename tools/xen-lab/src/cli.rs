@@ -94,7 +94,8 @@ enum Command {
         #[arg(long, value_enum, default_value = "bookworm")]
         suite: Suite,
     },
-    /// Migrates a guest of 512 MiB by our helper and by stock's in turns, and prints how long each took: about 20 minutes.
+    /// Migrates a guest of 512 MiB by stock's helper and by ours, over the stream and by lanes, in turns, and prints how long each
+    /// took: about 20 minutes.
     Speed {
         /// Migrations there and back by each helper.
         #[arg(long, value_name = "NUMBER", default_value_t = 3)]
@@ -102,6 +103,9 @@ enum Command {
         /// How much of the guest's memory is zero, in percent; a guest for each.
         #[arg(long, value_name = "PERCENT", default_values_t = [0, 50], value_parser = clap::value_parser!(u32).range(0..=100))]
         zero: Vec<u32>,
+        /// Leaves out how often Xen is asked, for which each way takes a slow migration of its own.
+        #[arg(long)]
+        no_calls: bool,
         /// Where the project's binaries are taken from; built into target/release unless given.
         #[arg(long, value_name = "DIRECTORY")]
         binaries: Option<PathBuf>,
@@ -115,6 +119,9 @@ enum Command {
         /// MiB of files it has read.
         #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=384))]
         files: u32,
+        /// Adds each run to this file, and tells of all that are in it: runs may be of several days.
+        #[arg(long, value_name = "FILE")]
+        record: Option<PathBuf>,
         /// Where the project's binaries are taken from; built into target/release unless given.
         #[arg(long, value_name = "DIRECTORY")]
         binaries: Option<PathBuf>,
@@ -183,16 +190,16 @@ impl Cli {
                 }
             }
             Command::CleanRoot { suite } => println!("{}", clean_root::object(&cache, suite)?.display()),
-            Command::Speed { runs, zero, binaries } => {
+            Command::Speed { runs, zero, no_calls, binaries } => {
                 let binaries = binaries.map_or_else(payload::built, Ok)?;
-                println!(
-                    "{}",
-                    speed::Order { lab: self.name, runs: runs.max(1), zero, binaries }.run(&cache)?
-                );
+                let order =
+                    speed::Order { lab: self.name, runs: runs.max(1), zero, calls: !no_calls, binaries };
+                println!("{}", order.run(&cache)?);
             }
-            Command::Compare { runs, files, binaries } => {
+            Command::Compare { runs, files, record, binaries } => {
                 let binaries = binaries.map_or_else(payload::built, Ok)?;
-                let order = compare::Order { lab: self.name, runs: runs.max(1), files_mib: files, binaries };
+                let order =
+                    compare::Order { lab: self.name, runs: runs.max(1), files_mib: files, record, binaries };
                 println!("{}", order.run(&cache)?);
             }
             Command::Logs => {

@@ -63,6 +63,10 @@ pub struct Guest {
     pub files_mib: u32,
     /// Milliseconds between two beats on the shared disk's last block; 0 for none.
     pub beat_ms: u32,
+    /// Milliseconds it sleeps to see how late it wakes; 0 if it does not.
+    pub probe_ms: u32,
+    /// Whether it reads the files past its page cache too: not where a test changes what is on the disk.
+    pub direct: bool,
 }
 
 /// The last thing a guest's console said of the checker.
@@ -74,10 +78,14 @@ pub struct Count {
     pub pass: u64,
     /// Pages rewritten so far.
     pub dirtied: u64,
+    /// Pages verified so far.
+    pub verified: u64,
+    /// Milliseconds by the guest's clock.
+    pub at_ms: u64,
 }
 
 /// Where consoles are logged.
-const CONSOLES: &str = "/var/log/xen/console";
+pub(crate) const CONSOLES: &str = "/var/log/xen/console";
 /// Seconds from `xl create` to the first count, at most.
 const START_SECONDS: u32 = 240;
 /// Seconds a running guest may take to count on, at most.
@@ -98,6 +106,23 @@ impl Guest {
             zero_percent: 25,
             files_mib: 0,
             beat_ms: 0,
+            probe_ms: 0,
+            direct: true,
+        }
+    }
+
+    /// A guest without a disk that does nothing but sleep for 50 ms and see how late it wakes: emulated, that is work enough.
+    #[must_use]
+    pub fn probe() -> Self {
+        let (memory_mib, checked_mib, dirty_per_second) = (96, 0, 0);
+        Self {
+            name: "probe".into(),
+            disk: None,
+            memory_mib,
+            checked_mib,
+            dirty_per_second,
+            probe_ms: 50,
+            ..Self::small(Kind::Pvh)
         }
     }
 
@@ -129,8 +154,14 @@ impl Guest {
         let more = if self.kind == Kind::Hvm { "pci=noearly hpet=disable 8250.nr_uarts=0" } else { "" };
         format!(
             "console=hvc0 quiet panic=0 {more} check.memory={} check.dirty={} check.zero={} check.files={} \
-             check.beat={}",
-            self.checked_mib, self.dirty_per_second, self.zero_percent, self.files_mib, self.beat_ms
+             check.beat={} check.probe={} check.direct={}",
+            self.checked_mib,
+            self.dirty_per_second,
+            self.zero_percent,
+            self.files_mib,
+            self.beat_ms,
+            self.probe_ms,
+            u8::from(self.direct)
         )
     }
 
@@ -268,13 +299,16 @@ fn parse(line: &str) -> Option<Count> {
     if words.next() != Some("ok") {
         return None;
     }
+    // "17.204": the point left out, it is milliseconds.
+    let at_ms = words.next()?.strip_prefix("t=")?.replace('.', "").parse().ok()?;
     let mut value =
         |name: &str| words.find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok());
     let pass = value("pass")?;
     let dirtied = value("dirtied")?;
+    let verified = value("verified")?;
     // The last word of the line: without it, the line is torn.
     value("reads")?;
-    Some(Count { number, pass, dirtied })
+    Some(Count { number, pass, dirtied, verified, at_ms })
 }
 
 #[cfg(test)]
@@ -283,8 +317,9 @@ mod tests {
 
     #[test]
     fn whole_lines_are_read_and_torn_ones_are_not() {
-        let line = "CHECK: 17 ok t=17.204 pages=4096 pass=9 dirtied=1700 reads=17\r";
-        assert_eq!(parse(line), Some(Count { number: 17, pass: 9, dirtied: 1700 }));
+        let line = "CHECK: 17 ok t=17.204 pages=4096 pass=9 dirtied=1700 verified=38912 reads=17\r";
+        let count = Count { number: 17, pass: 9, dirtied: 1700, verified: 38_912, at_ms: 17_204 };
+        assert_eq!(parse(line), Some(count));
         for end in 0..line.len() - 5 {
             assert_eq!(parse(&line[..end]), None, "{}", &line[..end]);
         }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::agent::Output;
 use crate::guest::{Count, Guest};
@@ -199,6 +200,15 @@ impl Lab {
             elapsed.as_secs_f64()
         );
         Ok(Report { source: sent, target: received?, elapsed })
+    }
+
+    /// Waits until an end on `host` notes of itself something that `so` says yes to.
+    pub(crate) fn wait_noted(&self, host: usize, what: &str, so: impl Fn(&Value) -> bool) -> Result<()> {
+        wait::until(what, wait::limit(120), Duration::from_millis(100), || {
+            let said = self.host(host).run(&format!("{PROGRAM} status --json"))?;
+            let notes = said.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
+            Ok(if notes.iter().any(&so) { Ok(()) } else { Err(said) })
+        })
     }
 
     /// Forgets that one was held, before the next from `host` is to be.

@@ -1,6 +1,8 @@
-//! `xen-lab speed`: live migrations by our helper at both ends and by stock's, in turns, in one lab: how long they take,
-//! what they cost the two dom0s, and how often they ask Xen. Under emulation only the ratios mean anything.
+//! `xen-lab speed`: live migrations by stock's helper at both ends and by ours, over the stream and by lanes, in turns, in one
+//! lab: how long they take, what they cost the two dom0s, and how often they ask Xen. Under emulation only the ratios mean
+//! anything.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -28,8 +30,47 @@ pub(crate) struct Order {
     pub(crate) runs: usize,
     /// How much of the guest's memory is zero, in percent, guest by guest; the rest is random.
     pub(crate) zero: Vec<u32>,
+    /// Whether calls are counted too, in migrations of their own.
+    pub(crate) calls: bool,
     /// Where the binaries are.
     pub(crate) binaries: PathBuf,
+}
+
+/// How the guest is migrated.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Stock,
+    /// By ours, over libxc's stream.
+    Stream,
+    /// By ours, mode `plain`, over lanes in the clear.
+    Lanes,
+}
+
+/// In the order of the table: stock's is what the others are held against.
+const WAYS: [Way; 3] = [Way::Stock, Way::Stream, Way::Lanes];
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stock => "stock",
+            Self::Stream => "ours",
+            Self::Lanes => "ours, plain by lanes",
+        })
+    }
+}
+
+impl Way {
+    fn helper(self) -> Helper {
+        if matches!(self, Self::Stock) { Helper::Stock } else { Helper::Ours }
+    }
+
+    fn environment(self) -> &'static str {
+        match self {
+            Self::Stock => "",
+            Self::Stream => "PAGEFERRY_MODE=stock",
+            Self::Lanes => "PAGEFERRY_MODE=plain PAGEFERRY_LANES_PLAINTEXT=true",
+        }
+    }
 }
 
 /// What one migration took.
@@ -40,12 +81,12 @@ struct Taken {
     cpu: f64,
 }
 
-/// Several of them by one helper, of one guest.
+/// Several of them one way, of one guest.
 struct Row {
     zero_percent: u32,
-    helper: Helper,
+    way: Way,
     taken: Vec<Taken>,
-    calls: Calls,
+    calls: Option<Calls>,
 }
 
 impl Order {
@@ -67,43 +108,53 @@ impl Order {
             guest.forget_counts(lab.host(2))?;
             let created = guest.create(lab.host(1))?;
             let mut count = guest.verifies_once(lab.host(1), created)?;
-            let mut pair = Vec::new();
-            for (helper, from) in [(Helper::Stock, 1), (Helper::Ours, 2)] {
-                let (calls, after) = calls::count(lab, &guest, from, count, helper)?;
-                pair.push(Row { zero_percent, helper, taken: vec![], calls });
-                count = after;
+            let (mut rows_of_it, mut from) = (Vec::new(), 1);
+            for way in WAYS {
+                let mut calls = None;
+                if self.calls {
+                    let (counted, after) =
+                        calls::count(lab, &guest, from, count, way.helper(), way.environment())?;
+                    (calls, count, from) = (Some(counted), after, 3 - from);
+                }
+                rows_of_it.push(Row { zero_percent, way, taken: vec![], calls });
             }
             for run in 0..self.runs {
-                // Neither has the better place in every run.
-                for at in if run % 2 == 0 { [0, 1] } else { [1, 0] } {
-                    for from in [1, 2] {
-                        let Row { helper, taken, .. } = &mut pair[at];
-                        let (one, after) = migrate(lab, &guest, from, count, *helper)
-                            .with_context(|| format!("{zero_percent} % zero, {helper}, run {run}"))?;
+                for at in 0..WAYS.len() {
+                    // None has the better place in every run.
+                    let Row { way, taken, .. } = &mut rows_of_it[(at + run) % WAYS.len()];
+                    // There and back.
+                    for _ in 0..2 {
+                        let (one, after) = migrate(lab, &guest, from, count, *way)
+                            .with_context(|| format!("{zero_percent} % zero, {way}, run {run}"))?;
                         taken.push(one);
-                        count = after;
+                        (count, from) = (after, 3 - from);
                     }
                 }
             }
-            guest.verifies_all(lab.host(1), count)?;
-            guest.destroy(lab.host(1))?;
-            rows.extend(pair);
+            guest.verifies_all(lab.host(from), count)?;
+            guest.destroy(lab.host(from))?;
+            rows.extend(rows_of_it);
         }
         Ok(rows)
     }
 }
 
 /// One migration from host `from`.
-fn migrate(lab: &Lab, guest: &Guest, from: usize, before: Count, helper: Helper) -> Result<(Taken, Count)> {
-    let mut migration = Migration::new(helper, helper);
+fn migrate(lab: &Lab, guest: &Guest, from: usize, before: Count, way: Way) -> Result<(Taken, Count)> {
+    let mut migration = Migration::new(way.helper(), way.helper());
     migration.limit = wait::limit(SECONDS);
+    migration.environment = way.environment().to_owned();
+    guest.forget_counts(lab.host(3 - from))?;
     let cpu = cpu(lab)?;
     let report = lab.try_migrate(guest, from, &migration)?;
     let cpu = self::cpu(lab)? - cpu;
     if report.source.code != 0 {
         bail!("the migration failed:\n{}", report.text());
     }
-    let after = guest.counts_on(lab.host(3 - from), before)?;
+    if matches!(way, Way::Lanes) && !report.target.text().contains("pages come by lanes") {
+        bail!("no pages came by lanes:\n{}", report.text());
+    }
+    let after = guest.is_back(lab.host(3 - from), before)?;
     Ok((Taken { seconds: report.elapsed.as_secs_f64(), cpu }, after))
 }
 
@@ -128,11 +179,11 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// Calls of one migration, for each GiB of the guest's memory.
-fn per_gib(calls: u64) -> String {
-    (calls * 1024 / u64::from(GUEST_MIB)).to_string()
+fn per_gib(calls: Option<u64>) -> String {
+    calls.map_or_else(|| "–".into(), |calls| (calls * 1024 / u64::from(GUEST_MIB)).to_string())
 }
 
-/// Rows come in pairs, stock before ours.
+/// Rows come guest by guest, each in the order of [`WAYS`].
 fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN);
@@ -146,9 +197,9 @@ fn table(rows: &[Row]) -> String {
         "hypercalls a GiB",
         "batches mapped a GiB",
     ]);
-    for pair in rows.chunks(2) {
-        let stock = &pair[0];
-        for row in pair {
+    for guest in rows.chunks(WAYS.len()) {
+        let stock = &guest[0];
+        for row in guest {
             let seconds = median(row.taken.iter().map(|taken| taken.seconds));
             let cpu = median(row.taken.iter().map(|taken| taken.cpu));
             let of = |value: fn(&Taken) -> f64| {
@@ -156,13 +207,13 @@ fn table(rows: &[Row]) -> String {
             };
             table.add_row([
                 format!("{} % zero", row.zero_percent),
-                row.helper.to_string(),
+                row.way.to_string(),
                 format!("{seconds:.1} s"),
                 format!("{cpu:.1} s"),
                 format!("{:.2}", 1.0 / of(|taken| taken.seconds)),
                 format!("{:.2}", of(|taken| taken.cpu)),
-                per_gib(row.calls.hypercalls),
-                per_gib(row.calls.batches),
+                per_gib(row.calls.map(|calls| calls.hypercalls)),
+                per_gib(row.calls.map(|calls| calls.batches)),
             ]);
         }
     }

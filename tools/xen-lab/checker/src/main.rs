@@ -2,7 +2,7 @@
 //! without end, reads the shared disk, watches the clock, and says so once a second on the console:
 //!
 //! ```text
-//! CHECK: 17 ok t=17.204 pages=4096 pass=9 dirtied=1700 reads=17
+//! CHECK: 17 ok t=17.204 pages=4096 pass=9 dirtied=1700 verified=38912 reads=17
 //! CHECK: BAD memory: page 512 version 3: it is version 2
 //! ```
 //!
@@ -17,6 +17,7 @@ mod clock;
 mod disk;
 mod memory;
 mod options;
+mod probe;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ struct Board {
     clock: Clock,
     passes: Vec<AtomicU64>,
     dirtied: AtomicU64,
+    verified: AtomicU64,
     bad: Mutex<Option<String>>,
     is_bad: AtomicBool,
 }
@@ -81,14 +83,17 @@ fn run() -> Result<(), String> {
     let disk = Disk::open(Path::new("/mnt"), options.files_mib)?;
     let pages = (options.memory_mib << 20) / 4096;
     let per_thread = pages / options.threads;
+    // With nothing to check nobody wakes up for it.
+    let sharers = if per_thread == 0 { 0 } else { options.threads };
     let board = Arc::new(Board {
         clock: Clock::new(),
-        passes: (0..options.threads).map(|_| AtomicU64::new(0)).collect(),
+        passes: (0..sharers).map(|_| AtomicU64::new(0)).collect(),
         dirtied: AtomicU64::new(0),
+        verified: AtomicU64::new(0),
         bad: Mutex::new(None),
         is_bad: AtomicBool::new(false),
     });
-    for (number, thread) in (0..options.threads).zip(0_usize..) {
+    for (number, thread) in (0..sharers).zip(0_usize..) {
         let (board, options) = (Arc::clone(&board), options.clone());
         let count = usize::try_from(per_thread).map_err(|_| "more memory than addresses")?;
         let first = number * per_thread;
@@ -100,6 +105,7 @@ fn run() -> Result<(), String> {
         });
     }
     let (direct, cached) = disk.map(|disk| (disk.direct, disk.cached)).unzip();
+    let direct = direct.filter(|_| options.direct);
     if let Some(cached) = cached.filter(|files| !files.is_empty()) {
         let board = Arc::clone(&board);
         thread::spawn(move || {
@@ -115,6 +121,9 @@ fn run() -> Result<(), String> {
                 board.accuse(what);
             }
         });
+    }
+    if options.probe_ms > 0 {
+        thread::spawn(move || probe::wake_up(Duration::from_millis(options.probe_ms)));
     }
     count(&board, direct, per_thread * options.threads)
 }
@@ -138,6 +147,7 @@ fn keep(share: &mut Share, thread: usize, options: &Options, board: &Board) -> R
         let verified = Instant::now();
         loop {
             let passes = share.verify(BATCH)?;
+            board.verified.fetch_add(u64::try_from(BATCH).unwrap_or(0), Ordering::Relaxed);
             if let Some(counter) = board.passes.get(thread) {
                 counter.fetch_add(passes, Ordering::Relaxed);
             }
@@ -166,10 +176,11 @@ fn count(board: &Board, mut disk: Option<Files>, pages: u64) -> Result<(), Strin
             return Err(what);
         }
         println!(
-            "CHECK: {number} ok t={:.3} pages={pages} pass={} dirtied={} reads={reads}",
+            "CHECK: {number} ok t={:.3} pages={pages} pass={} dirtied={} verified={} reads={reads}",
             time.as_secs_f64(),
             board.passes(),
             board.dirtied.load(Ordering::Relaxed),
+            board.verified.load(Ordering::Relaxed),
         );
     }
     Ok(())

@@ -17,6 +17,10 @@ pub(crate) struct Options {
     pub(crate) threads: u64,
     /// Milliseconds between two beats on the disk's last block; 0 for none (`check.beat`).
     pub(crate) beat_ms: u64,
+    /// Milliseconds that a thread sleeps to see how late it wakes; 0 for no such thread (`check.probe`).
+    pub(crate) probe_ms: u64,
+    /// Whether files are read past the page cache as well (`check.direct`): not where a test changes what is on the disk.
+    pub(crate) direct: bool,
 }
 
 impl Options {
@@ -30,6 +34,8 @@ impl Options {
             duty_percent: 20,
             threads: processors,
             beat_ms: 0,
+            probe_ms: 0,
+            direct: true,
         };
         for word in line.split_whitespace() {
             let Some((name, value)) = word.strip_prefix("check.").and_then(|rest| rest.split_once('='))
@@ -45,6 +51,8 @@ impl Options {
                 "duty" => options.duty_percent = number.clamp(1, 100),
                 "threads" => options.threads = number.clamp(1, 64),
                 "beat" => options.beat_ms = number,
+                "probe" => options.probe_ms = number,
+                "direct" => options.direct = number != 0,
                 _ => return Err(format!("`{word}`: there is no such option")),
             }
         }

@@ -26,6 +26,8 @@ const COPIED: u32 = 34;
 const REDIAL_FOR: u32 = 120;
 /// How long both ends may take to find that they have lost each other, or have found each other again, in seconds.
 const NOTICED_WITHIN: u32 = 120;
+/// What a host may read of it while ten migrations go there and back: pages are outstanding at each restart, and here soon.
+const SLOWER_DISK: u64 = 2 << 20;
 /// How long a drain goes on over a slow disk before that is as fast as ever.
 const A_WHILE: Duration = Duration::from_secs(5);
 
@@ -55,6 +57,7 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
         ("source-killed", Box::new(|lab| struck(lab, Strike::SourceKilled))),
         ("wire-cut", Box::new(|lab| struck(lab, Strike::WireCut))),
         ("wire-cut-and-back", Box::new(cut_and_back)),
+        ("ten-migrations", Box::new(ten)),
     ];
     let test = |(what, body): (&str, Body)| {
         let tier = if what == SHORT { Tier::Ci } else { Tier::Full };
@@ -63,23 +66,15 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
     bodies.into_iter().map(test).collect()
 }
 
-/// Moves a new guest to host 2, whose disk is slow and whose own helper is ours, and sees it run there with pages outstanding; then
-/// does `meanwhile`. The disk is as fast as ever afterwards.
-fn early<R>(
-    lab: &Lab,
-    guest: &Guest,
-    meanwhile: impl FnOnce(&Report, Count) -> Result<R>,
-) -> Result<(Report, R)> {
+/// Creates the guest on host 1, with an index of its disk there; host 2's own helper is ours, and its disk slow: does `work` with
+/// that, the disk is as fast as ever afterwards.
+pub(super) fn poised<R>(lab: &Lab, guest: &Guest, work: impl FnOnce(Count) -> Result<R>) -> Result<R> {
     lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
-    early_by_index(lab, guest, meanwhile)
+    poised_by_index(lab, guest, work)
 }
 
 /// The same, by the index that host 1 has.
-fn early_by_index<R>(
-    lab: &Lab,
-    guest: &Guest,
-    meanwhile: impl FnOnce(&Report, Count) -> Result<R>,
-) -> Result<(Report, R)> {
+fn poised_by_index<R>(lab: &Lab, guest: &Guest, work: impl FnOnce(Count) -> Result<R>) -> Result<R> {
     let before = guest.create(lab.host(1))?;
     for number in 1..=2 {
         lab.host(number).run(&format!("rm -f {DRAINS}"))?;
@@ -87,20 +82,38 @@ fn early_by_index<R>(
     guest.forget_counts(lab.host(2))?;
     lab.host(2).run(&format!("{PROGRAM} xen install"))?;
     lab.set_disk_rate(2, SLOW_DISK)?;
-    let done = restarted(lab, guest, before).and_then(|(report, count)| {
-        let came = meanwhile(&report, count);
-        Ok((came.with_context(|| format!("of the migration was said:\n{}", report.text()))?, report))
-    });
+    let done = work(before);
     lab.set_disk_rate(2, 0)?;
-    let (came, report) = done?;
-    Ok((report, came))
+    done
 }
 
-/// Migrates it from host 1, and waits until it counts on.
-fn restarted(lab: &Lab, guest: &Guest, before: Count) -> Result<(Report, Count)> {
+/// Moves a new guest to host 2 and sees it run there with pages outstanding; then does `meanwhile`.
+fn early<R>(
+    lab: &Lab,
+    guest: &Guest,
+    meanwhile: impl FnOnce(&Report, Count) -> Result<R>,
+) -> Result<(Report, R)> {
+    poised(lab, guest, |before| moved_early(lab, guest, before, meanwhile))
+}
+
+/// Moves it, and does that.
+fn moved_early<R>(
+    lab: &Lab,
+    guest: &Guest,
+    before: Count,
+    meanwhile: impl FnOnce(&Report, Count) -> Result<R>,
+) -> Result<(Report, R)> {
     let mut migration = migration("lazy", Helper::Ours);
     migration.environment += &format!(" PAGEFERRY_REDIAL_FOR={REDIAL_FOR}s");
     let report = lab.try_migrate(guest, 1, &migration)?;
+    restarted(&report)?;
+    let came = meanwhile(&report, before);
+    let came = came.with_context(|| format!("of the migration was said:\n{}", report.text()))?;
+    Ok((report, came))
+}
+
+/// An error unless it went well and pages were outstanding at the restart.
+pub(super) fn restarted(report: &Report) -> Result<()> {
     if report.source.code != 0 {
         bail!("the migration failed:\n{}", report.text());
     }
@@ -108,11 +121,11 @@ fn restarted(lab: &Lab, guest: &Guest, before: Count) -> Result<(Report, Count)>
     if !source.contains("this host is needed") || !target.contains("pages of it are outstanding") {
         bail!("no pages were outstanding when the guest restarted:\n{}", report.text());
     }
-    Ok((report, before))
+    Ok(())
 }
 
 /// Waits until neither host has anything outstanding. Xen's own helper can be put back then.
-fn whole(lab: &Lab) -> Result<()> {
+pub(super) fn whole(lab: &Lab) -> Result<()> {
     for number in 1..=2 {
         let done = lab.host(number).run_within(&format!("{PROGRAM} status --wait"), wait::limit(240));
         done.with_context(|| format!("host {number} should be through with it"))?;
@@ -121,7 +134,7 @@ fn whole(lab: &Lab) -> Result<()> {
 }
 
 /// What the end on `host` has written down.
-fn words(lab: &Lab, host: usize) -> Result<String> {
+pub(super) fn words(lab: &Lab, host: usize) -> Result<String> {
     lab.host(host).run(&format!("cat {DRAINS}"))
 }
 
@@ -280,16 +293,18 @@ fn cut_and_back(lab: &Lab) -> Result<()> {
     lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
     copy(lab, FREE_AT, FILES_AT)?;
     let guest = Guest::reader(Kind::Pvh);
-    let (report, count) = early_by_index(lab, &guest, |_, count| {
-        lab.set_wire(false)?;
-        let lost = overwrite(lab, FREE_AT)
-            .and_then(|()| says(lab, 1, "dialling again"))
-            .and_then(|()| says(lab, 2, "waiting for it to be there again"));
-        lab.set_wire(true)?;
-        lost?;
-        says(lab, 1, "the target is there again")?;
-        says(lab, 2, "the source is there again")?;
-        Ok(count)
+    let (report, count) = poised_by_index(lab, &guest, |before| {
+        moved_early(lab, &guest, before, |_, count| {
+            lab.set_wire(false)?;
+            let lost = overwrite(lab, FREE_AT)
+                .and_then(|()| says(lab, 1, "dialling again"))
+                .and_then(|()| says(lab, 2, "waiting for it to be there again"));
+            lab.set_wire(true)?;
+            lost?;
+            says(lab, 1, "the target is there again")?;
+            says(lab, 2, "the source is there again")?;
+            Ok(count)
+        })
     })?;
     whole(lab)?;
     let (outstanding, sent) =
@@ -299,4 +314,73 @@ fn cut_and_back(lab: &Lab) -> Result<()> {
         bail!("{outstanding} outstanding, {sent} sent after all are too few:\n{}", report.text());
     }
     ends(lab, &guest, 2, count)
+}
+
+/// Back and forth, a busy guest that reads files, while the hosts have something else on the wire too.
+fn ten(lab: &Lab) -> Result<()> {
+    let guest = Guest { dirty_per_second: 1000, ..Guest::reader(Kind::Pvh) };
+    for number in 1..=2 {
+        lab.host(number).run(&format!("{PROGRAM} index build /dev/vdb && {PROGRAM} xen install"))?;
+        lab.set_disk_rate(number, SLOWER_DISK)?;
+    }
+    let traffic = Traffic::begin(lab)?;
+    let done = there_and_back(lab, &guest, 10);
+    traffic.end(lab)?;
+    for number in 1..=2 {
+        lab.set_disk_rate(number, 0)?;
+        lab.host(number).run(&format!("{PROGRAM} xen uninstall"))?;
+    }
+    let (count, outstanding, faults) = done?;
+    eprintln!("    {outstanding} pages were outstanding in all, {faults} accesses to them were answered");
+    if outstanding < 5000 || faults == 0 {
+        bail!("{outstanding} outstanding, {faults} accesses are too few in ten migrations");
+    }
+    ends(lab, &guest, 1, count)
+}
+
+/// So many lazy migrations, one after the other; the guest's count, and of all: pages outstanding, accesses to them.
+fn there_and_back(lab: &Lab, guest: &Guest, times: usize) -> Result<(Count, u64, u64)> {
+    let (mut count, mut outstanding, mut faults) = (guest.create(lab.host(1))?, 0, 0);
+    let mut from = 1;
+    for time in 1..=times {
+        let to = 3 - from;
+        lab.host(to).run(&format!("rm -f {DRAINS}"))?;
+        guest.forget_counts(lab.host(to))?;
+        let moved = lab.migrate(guest, from, count, &migration("lazy", Helper::Ours));
+        count = moved.with_context(|| format!("migration {time} of {times}"))?;
+        for number in 1..=2 {
+            lab.host(number).run_within(&format!("{PROGRAM} status --wait"), wait::limit(240))?;
+        }
+        // Where all was there at the restart nobody has written anything down.
+        let drained = lab.host(to).run(&format!("cat {DRAINS} 2>/dev/null; true"))?;
+        outstanding += number_before(&drained, " pages were outstanding").unwrap_or(0);
+        faults += number_before(&drained, " accesses to them answered").unwrap_or(0);
+        left::nothing(lab, Helper::Ours).with_context(|| format!("migration {time} of {times}"))?;
+        from = to;
+    }
+    Ok((count, outstanding, faults))
+}
+
+/// Some 3 MiB a second from host 1 to host 2 that have nothing to do with any guest.
+struct Traffic;
+
+impl Traffic {
+    const PORT: u16 = 16509;
+
+    fn begin(lab: &Lab) -> Result<Self> {
+        let port = Self::PORT;
+        lab.host(2).run(&format!("(socat -u TCP-LISTEN:{port} OPEN:/dev/null & echo $! > /run/lab/drain) </dev/null >/dev/null 2>&1"))?;
+        let send = "import socket, time\ns = socket.create_connection(('10.77.0.2', PORT))\n\
+                    while True:\n    s.sendall(bytes(65536))\n    time.sleep(0.02)\n";
+        lab.host(1).put("/run/lab/traffic.py", send.replace("PORT", &port.to_string()).as_bytes())?;
+        lab.host(1)
+            .run("(python3 /run/lab/traffic.py & echo $! > /run/lab/traffic) </dev/null >/dev/null 2>&1")?;
+        Ok(Self)
+    }
+
+    /// Ends it. An error if it has ended before.
+    fn end(self, lab: &Lab) -> Result<()> {
+        lab.host(1).run("kill $(cat /run/lab/traffic)").context("the traffic beside should have gone on")?;
+        lab.host(2).run("kill $(cat /run/lab/drain) 2>/dev/null; true").map(drop)
+    }
 }

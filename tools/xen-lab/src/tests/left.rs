@@ -1,5 +1,5 @@
-//! What an attempt may leave behind: processes, domains half gone or half come, log-dirty mode. A test that looks for them
-//! and finds none says so for both hosts.
+//! What an attempt may leave behind: processes, domains half gone or half come, log-dirty mode, pages that are paged out,
+//! claimed memory, ports somebody listens at. A test that looks for them and finds none says so for both hosts.
 
 use std::time::Duration;
 
@@ -7,8 +7,11 @@ use anyhow::{Context, Result};
 
 use crate::host::Host;
 use crate::lab::Lab;
-use crate::moves::Helper;
+use crate::moves::{Helper, PORT};
 use crate::wait;
+
+/// Ports of dom0's own that somebody may listen at: the lab's agent, libvirt's daemon, and where migrations come in.
+const PORTS: [u16; 3] = [7, 16509, PORT];
 
 /// An error, with what it is, unless nothing of what `helper` did is left on either host within a while.
 pub(super) fn nothing(lab: &Lab, helper: Helper) -> Result<()> {
@@ -29,10 +32,14 @@ pub(super) fn nothing_on(host: &Host, helper: Helper) -> Result<()> {
 }
 
 fn find(host: &Host) -> Result<Vec<String>> {
-    // The bracket keeps the shell that looks from finding itself. Xen tells of every domain on the debug key q.
-    let said = host.run(
+    let ports = PORTS.map(|port| port.to_string()).join("|");
+    // The bracket keeps the shell that looks from finding itself. Xen tells of every domain on the debug key q. Claims are told in
+    // MiB.
+    let said = host.run(&format!(
         "pgrep -af 'save-helpe[r]'; xl list | grep -E '\\(null\\)|--incoming|--migratedaway'; \
-         xl dmesg -c > /dev/null; xl debug-keys q; xl dmesg -c | grep -E 'log_dirty'; true",
-    )?;
+         xl dmesg -c > /dev/null; xl debug-keys q; xl dmesg -c | grep -E 'log_dirty|paged_pages=[1-9]'; \
+         xl info | grep -E '^outstanding_claims *: *[1-9]'; \
+         ss -Hltn | awk '{{ print \"somebody listens at\", $4 }}' | grep -vE ':({ports})$'; true"
+    ))?;
     Ok(said.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect())
 }

@@ -10,6 +10,7 @@ mod library;
 mod libvirt;
 pub(crate) mod runner;
 mod stock;
+mod strikes;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -142,10 +143,16 @@ impl Test {
 fn all() -> Vec<Test> {
     let of = |pair: Pair| {
         let broad = if pair.is_broad() {
-            let faults = faults::tests(pair);
-            [library::tests(pair), libvirt::tests(pair), faults, drain::tests(pair), checkpoint::tests(pair)]
+            [
+                library::tests(pair),
+                libvirt::tests(pair),
+                faults::tests(pair),
+                drain::tests(pair),
+                checkpoint::tests(pair),
+                strikes::tests(pair),
+            ]
         } else {
-            [const { vec![] }; 5]
+            [const { vec![] }; 6]
         };
         [stock::tests(pair), dropin::tests(pair), ferry::tests(pair)].into_iter().chain(broad)
     };
