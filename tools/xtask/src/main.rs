@@ -18,6 +18,7 @@ mod nightly;
 mod package;
 mod rules;
 mod run;
+mod seeds;
 mod setup;
 mod tests_step;
 mod trials;
@@ -96,6 +97,18 @@ enum Command {
         #[arg(long, default_value_t = 4)]
         preemptions: u32,
     },
+    /// Many seeds of the simulator in one go, in an optimised build that keeps every assertion.
+    Seeds {
+        /// Migrations of one guest, a seed each.
+        #[arg(long, default_value_t = 100_000)]
+        migrations: u64,
+        /// Migrations of several guests at once, a seed for all of them.
+        #[arg(long, default_value_t = 2_000)]
+        fleets: u64,
+        /// The first seed of either.
+        #[arg(long, default_value_t = 0)]
+        first: u64,
+    },
     /// The tests that miri can interpret; takes a nightly compiler with miri and rust-src.
     Miri {
         /// Those with this in their names instead, whatever miri makes of them.
@@ -128,6 +141,7 @@ fn main() -> ExitCode {
         Command::Package { check } => package(check),
         Command::Load { arguments } => trials::run(&arguments),
         Command::Mutants { name } => mutants::run(name.as_deref()),
+        Command::Seeds { migrations, fleets, first } => seeds::run(first, migrations, fleets),
         Command::Miri { name } => miri::run(name.as_deref()),
         Command::Models { name, preemptions } => models::run(name.as_deref(), preemptions),
         Command::Bench { arguments } => {
