@@ -41,13 +41,13 @@ pub(super) fn prefetch(_from: *const u8) {}
 /// # Safety
 /// `len` bytes are readable at `from` and writable at `to`, and the two do not overlap.
 pub(super) unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[cfg(all(target_arch = "x86_64", not(any(miri, plain_copies))))]
     // SAFETY: as promised; opaque to the compiler, so that a racing writer gives torn bytes and nothing worse.
     unsafe {
         std::arch::asm!("rep movsb", inout("rcx") len => _, inout("rsi") from => _, inout("rdi") to => _,
             options(nostack, preserves_flags));
     }
-    #[cfg(any(not(target_arch = "x86_64"), miri))]
+    #[cfg(any(not(target_arch = "x86_64"), miri, plain_copies))]
     for i in 0..len {
         // SAFETY: as promised; volatile for the same reason.
         unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
@@ -58,7 +58,7 @@ pub(super) unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
 ///
 /// # Safety
 /// A page is readable at `from` and writable at `to`, and the two do not overlap.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[cfg(all(target_arch = "x86_64", not(any(miri, plain_copies))))]
 pub(super) unsafe fn copy(from: *const u8, to: *mut u8) {
     // SAFETY: the caller's promise. Worth it: every page of the guest passes here.
     unsafe {
@@ -72,7 +72,7 @@ pub(super) unsafe fn copy(from: *const u8, to: *mut u8) {
 ///
 /// # Safety
 /// As [`copy`]; `to` is aligned to a page.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[cfg(all(target_arch = "x86_64", not(any(miri, plain_copies))))]
 pub(super) unsafe fn stream(from: *const u8, to: *mut u8) {
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the caller's promise, and the processor has the instructions. Streaming stores are weakly ordered:
@@ -111,7 +111,7 @@ pub(super) unsafe fn stream(from: *const u8, to: *mut u8) {
 ///
 /// # Safety
 /// A page is readable at `page`, which is aligned to 16 bytes.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[cfg(all(target_arch = "x86_64", not(any(miri, plain_copies))))]
 pub(super) unsafe fn is_zero(page: *const u8) -> bool {
     let equal: u32;
     // SAFETY: the caller's promise; SSE2 is part of x86-64. Worth it: every page of every round is asked this, and a
@@ -152,26 +152,26 @@ pub(super) unsafe fn is_zero(page: *const u8) -> bool {
 /// Copies one page to where it will be read again soon.
 ///
 /// # Safety
-/// A page is readable at `from` and writable at `to`, both aligned to 8 bytes, and the two do not overlap.
-#[cfg(any(not(target_arch = "x86_64"), miri))]
+/// A page is readable at `from` and writable at `to`, which is aligned to 8 bytes, and the two do not overlap.
+#[cfg(any(not(target_arch = "x86_64"), miri, plain_copies))]
 pub(super) unsafe fn copy(from: *const u8, to: *mut u8) {
     for i in 0..PAGE_BYTES / 8 {
         // SAFETY: the caller's promise; volatile because the guest may write meanwhile.
         unsafe {
-            let word = from.cast::<u64>().add(i).read_unaligned();
-            to.cast::<u64>().add(i).write_volatile(word);
+            let word = from.cast::<[u8; 8]>().add(i).read_volatile();
+            to.cast::<u64>().add(i).write_volatile(u64::from_ne_bytes(word));
         }
     }
 }
 
-#[cfg(any(not(target_arch = "x86_64"), miri))]
+#[cfg(any(not(target_arch = "x86_64"), miri, plain_copies))]
 pub(super) use copy as stream;
 
 /// Whether a page is all zero.
 ///
 /// # Safety
 /// A page is readable at `page`, which is aligned to 8 bytes.
-#[cfg(any(not(target_arch = "x86_64"), miri))]
+#[cfg(any(not(target_arch = "x86_64"), miri, plain_copies))]
 pub(super) unsafe fn is_zero(page: *const u8) -> bool {
     // SAFETY: the caller's promise; volatile because the guest may write meanwhile.
     (0..PAGE_BYTES / 8).all(|i| unsafe { page.cast::<u64>().add(i).read_volatile() } == 0)

@@ -18,6 +18,7 @@ mod nightly;
 mod package;
 mod rules;
 mod run;
+mod sanitize;
 mod seeds;
 mod setup;
 mod tests_step;
@@ -114,6 +115,13 @@ enum Command {
         /// Those with this in their names instead, whatever miri makes of them.
         name: Option<String>,
     },
+    /// The tests under the address or the thread sanitizer; takes a nightly compiler with rust-src.
+    Sanitize {
+        /// Which.
+        sanitizer: sanitize::Sanitizer,
+        /// Only tests with this in their names.
+        name: Option<String>,
+    },
     /// Two Xen hosts under emulation: up, run, shell, test, down; arguments go to it as they are.
     #[command(disable_help_flag = true)]
     XenLab {
@@ -142,6 +150,7 @@ fn main() -> ExitCode {
         Command::Load { arguments } => trials::run(&arguments),
         Command::Mutants { name } => mutants::run(name.as_deref()),
         Command::Seeds { migrations, fleets, first } => seeds::run(first, migrations, fleets),
+        Command::Sanitize { sanitizer, name } => sanitize::run(sanitizer, name.as_deref()),
         Command::Miri { name } => miri::run(name.as_deref()),
         Command::Models { name, preemptions } => models::run(name.as_deref(), preemptions),
         Command::Bench { arguments } => {
