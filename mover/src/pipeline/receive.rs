@@ -159,6 +159,17 @@ impl Lane {
             let there = at < self.window.len() && self.window.page(at).is_some();
             self.aims.push(match there {
                 true => match landing.claim_early(*pfn, version) {
+                    // Held back since it was mapped: what the window shows is not the guest's any more, and it waits to be given
+                    // the page whole.
+                    Claim::Granted(before) if landing.is_ahead(*pfn) => {
+                        landing.table.unclaim(*pfn, version, before);
+                        landing.runtime.ring(&landing.settled);
+                        // The loader may have passed it over while it was claimed.
+                        if landing.table.wanted.set(pfn.index()) {
+                            landing.runtime.ring(&landing.work);
+                        }
+                        Aim::Aside
+                    }
                     Claim::Granted(before) => Aim::Guest(before),
                     Claim::Stale => Aim::Nowhere,
                     Claim::Busy => Aim::Aside,
