@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mover::ExitClass;
 use mover::bitmap::Bitmap;
-use mover::disk::image::{DiskSpec, ImageDisks, Role};
+use mover::disk::image::{self, DiskSpec, ImageDisks};
 use mover::disk::{Disks, WriteLog};
 use mover::error::DiskError;
 use mover::index::Keeper;
@@ -169,7 +169,7 @@ pub(crate) fn specs(info: &Attached) -> Vec<DiskSpec> {
     let spec = |disk: &mover::process::control::GuestDisk| DiskSpec {
         name: disk.name.clone(),
         path: disk.path.clone().into(),
-        role: Role::Own,
+        role: image::Role::Own,
     };
     info.disks.iter().map(spec).collect()
 }

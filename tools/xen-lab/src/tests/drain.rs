@@ -47,7 +47,7 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
     if !pair.is_broad() {
         return Vec::new();
     }
-    let bodies: [(&str, Body); 9] = [
+    let bodies: [(&str, Body); 10] = [
         (SHORT, Box::new(|lab| served(lab, Kind::Pvh))),
         ("hvm", Box::new(|lab| served(lab, Kind::Hvm))),
         ("then-saved", Box::new(saved)),
