@@ -2,7 +2,7 @@
 //! migration of it costs is the engine's own cost. One process sends it, another receives it, as `pageferry send` and `receive` do.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -28,7 +28,7 @@ use mover::wire::hello::{MigrationId, Secret};
 use crate::writer::{Writer, WriterLife, Writes};
 
 /// Both ends know it; nobody else is there.
-const TOKEN: Secret = Secret([7; 32]);
+static TOKEN: LazyLock<Secret> = LazyLock::new(|| Secret::of(&[7; 32]));
 
 /// The guest's memory.
 struct Memory(Arc<Mapping>);
@@ -186,7 +186,7 @@ pub fn send(buffer: &Arc<Mapping>, port: u16, plan: Plan) -> Result<Summary> {
         index: plan.known,
         keeper: None,
         dialer: Arc::new(TcpDialer::new(&format!("127.0.0.1:{port}"), Settings::default()).pinned(plan.pin)),
-        token: TOKEN,
+        token: TOKEN.clone(),
         migration: MigrationId([1; 16]),
         journal: Box::new(Idle),
     };
@@ -219,7 +219,7 @@ pub fn receive(buffer: &Arc<Mapping>, entrance: Entrance, disk: Option<&Path>) -
     };
     let parts = target::Parts {
         acceptor: Box::new(entrance),
-        token: TOKEN,
+        token: TOKEN.clone(),
         host: Box::new(host),
         journal: Box::new(|_, _, _| Ok(Box::new(Idle))),
     };

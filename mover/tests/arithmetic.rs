@@ -67,7 +67,7 @@ fn every_message_header_is_within_its_limits_or_refused() {
 /// Every purpose and lane, every verdict.
 #[test]
 fn every_greeting_is_read_back_or_refused() {
-    let hello = Hello::new(Purpose::Control, MigrationId([1; 16]), Secret([2; 32])).encode();
+    let hello = Hello::new(Purpose::Control, MigrationId([1; 16]), Secret::of(&[2; 32])).encode();
     let welcome = Welcome::refuse(mover::wire::hello::Verdict::Busy).encode();
     for first in 0..=u8::MAX {
         for second in 0..=u8::MAX {

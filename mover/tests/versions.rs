@@ -11,7 +11,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use mover::wire::frame::{Header, Kind};
 use mover::wire::hello::{HELLO_BYTES, Hello, MigrationId, Purpose, Secret, Verdict, Welcome};
 use mover::wire::{VERSION_NEWEST, VERSION_OLDEST, knock};
 
-const TOKEN: Secret = Secret([9; 32]);
+static TOKEN: LazyLock<Secret> = LazyLock::new(|| Secret::of(&[9; 32]));
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn kept(place: &str) -> Vec<(String, Vec<u8>)> {
@@ -113,7 +113,7 @@ fn greetings_of_version_1_are_read() {
             "lane" => Purpose::Lane(3),
             "resume" => Purpose::Resume,
             "knock" => {
-                assert!(knock::is_right(&bytes, &TOKEN) && !knock::is_right(&bytes, &Secret([8; 32])));
+                assert!(knock::is_right(&bytes, &TOKEN) && !knock::is_right(&bytes, &Secret::of(&[8; 32])));
                 continue;
             }
             "refused" => {
@@ -165,7 +165,7 @@ impl Observer for Told {
 
 /// Says that Hello to a target and returns its answer.
 fn greet(target: SocketAddr, newest: u16, oldest: u16, purpose: Purpose) -> [u8; HELLO_BYTES] {
-    let hello = Hello { newest, oldest, ..Hello::new(purpose, MigrationId([7; 16]), TOKEN) };
+    let hello = Hello { newest, oldest, ..Hello::new(purpose, MigrationId([7; 16]), TOKEN.clone()) };
     let mut stream = TcpStream::connect(target).unwrap();
     stream.write_all(&hello.encode()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -189,7 +189,7 @@ fn a_target_speaks_the_common_version_or_refuses() {
     };
     let parts = Parts {
         acceptor: Box::new(entrance),
-        token: TOKEN,
+        token: TOKEN.clone(),
         host: Box::new(|_| panic!("nobody tells a guest's shape")),
         journal: Box::new(|_, _, _| panic!("nobody comes so far")),
     };
@@ -237,7 +237,7 @@ fn dial(version: u16, oldest: u16, verdict: u8) -> Result<(), Error> {
     });
     let dialer = TcpDialer::new(&address, Settings::default());
     let outcome =
-        control::open(&dialer, &Hello::new(Purpose::Control, MigrationId([7; 16]), TOKEN), PATIENCE);
+        control::open(&dialer, &Hello::new(Purpose::Control, MigrationId([7; 16]), TOKEN.clone()), PATIENCE);
     // What a target of any version reads: magic, newest, oldest.
     let hello = target.join().unwrap();
     assert_eq!(

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::time::Timespec;
 use socket2::Socket;
+use zeroize::Zeroizing;
 
 use super::pass::Fingerprint;
 use super::tcp::{TcpAcceptor, halves};
@@ -28,7 +29,7 @@ use super::tls::{Identity, judged};
 use super::{Acceptor, Caller, Connection};
 use crate::error::NetError;
 use crate::limits::{GREETINGS_MAX, GREETINGS_PER_ADDRESS_MAX};
-use crate::wire::hello::{self, HELLO_BYTES, Secret};
+use crate::wire::hello::{self, HELLO_BYTES, HelloBytes, Secret};
 use crate::wire::knock;
 
 /// How long a new connection may take for its first 64 bytes.
@@ -94,7 +95,7 @@ enum Stage {
 /// What became of a greeting.
 enum Became {
     Waiting,
-    Greeted([u8; HELLO_BYTES]),
+    Greeted(HelloBytes),
     Turned(String),
 }
 
@@ -276,7 +277,7 @@ impl Greeting {
         loop {
             let next = match &mut self.stage {
                 Stage::First { bytes, have } => match read_on(&self.socket, bytes, have) {
-                    Ok(true) => first(*bytes, secret, lock),
+                    Ok(true) => first(bytes, secret, lock),
                     Ok(false) if *have >= 4 && !begins_right(bytes, lock) => Err(STRANGE.to_owned()),
                     Ok(false) => Ok(None),
                     Err(why) => Err(why),
@@ -325,7 +326,7 @@ impl Greeting {
 
 /// What a stage ends with.
 enum Forward {
-    Greeted([u8; HELLO_BYTES]),
+    Greeted(HelloBytes),
     Handshake(Handshake),
     Shaken,
 }
@@ -342,9 +343,13 @@ fn begins_right(bytes: &[u8; HELLO_BYTES], lock: &Lock) -> bool {
 }
 
 /// Judges the first 64 bytes.
-fn first(bytes: [u8; HELLO_BYTES], secret: &Secret, lock: &Lock) -> Result<Option<Forward>, String> {
+fn first(bytes: &[u8; HELLO_BYTES], secret: &Secret, lock: &Lock) -> Result<Option<Forward>, String> {
     match lock {
-        Lock::Plain if bytes.starts_with(&hello::MAGIC) => Ok(Some(Forward::Greeted(bytes))),
+        Lock::Plain if bytes.starts_with(&hello::MAGIC) => {
+            let mut hello = HelloBytes::zeroed();
+            hello.copy_from_slice(bytes);
+            Ok(Some(Forward::Greeted(hello)))
+        }
         Lock::Plain if bytes.starts_with(&knock::MAGIC) => {
             Err("it came for TLS, and this target waits in the clear".to_owned())
         }
@@ -352,7 +357,7 @@ fn first(bytes: [u8; HELLO_BYTES], secret: &Secret, lock: &Lock) -> Result<Optio
         Lock::Tls(_) if bytes.starts_with(&hello::MAGIC) => {
             Err("it came in the clear, and this target takes TLS alone".to_owned())
         }
-        Lock::Tls(identity) if knock::is_right(&bytes, secret) => {
+        Lock::Tls(identity) if knock::is_right(bytes, secret) => {
             let handshake = Handshake::acceptor(identity).map_err(|error| error.to_string())?;
             Ok(Some(Forward::Handshake(handshake)))
         }
@@ -405,10 +410,10 @@ fn in_words(error: &rustls::Error) -> String {
     }
 }
 
-/// A TLS record as it comes in.
+/// A TLS record as it comes in; it is opened in its place.
 #[derive(Default)]
 struct Inward {
-    bytes: Vec<u8>,
+    bytes: Zeroizing<Vec<u8>>,
     have: usize,
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::error::NetError;
 use crate::memory::GuestPage;
-use crate::wire::hello::{HELLO_BYTES, Hello, Secret};
+use crate::wire::hello::{Hello, HelloBytes, Secret};
 
 /// How page bytes left this host; the summary says which path ran.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,7 +78,7 @@ pub struct Caller {
     /// The connection.
     pub connection: Connection,
     /// What it said.
-    pub hello: [u8; HELLO_BYTES],
+    pub hello: HelloBytes,
 }
 
 /// Accepts connections on the target.

@@ -13,6 +13,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use zeroize::Zeroizing;
+
 use crate::wire::hello::{Secret, parse_hex};
 
 /// SHA-256 of a public key's SubjectPublicKeyInfo (RFC 5280, section 4.1; RFC 7250), which names the key.
@@ -50,6 +52,9 @@ impl FromStr for Fingerprint {
     }
 }
 
+/// Longest word: the digits of a token and of a fingerprint, with a hyphen between them.
+pub const WORD_BYTES_MAX: usize = 4 * Secret::BYTES + 1;
+
 /// A token and what it is good at. Printing it with `{:?}` does not tell the token; [`Pass::to_word`] does.
 #[derive(Clone, Debug)]
 pub struct Pass {
@@ -62,11 +67,14 @@ pub struct Pass {
 impl Pass {
     /// As a user passes it from one shell to the other.
     #[must_use]
-    pub fn to_word(&self) -> String {
-        match &self.fingerprint {
-            Some(fingerprint) => format!("{}-{fingerprint}", self.token.to_hex()),
-            None => self.token.to_hex(),
-        }
+    pub fn to_word(&self) -> Zeroizing<String> {
+        let Some(fingerprint) = &self.fingerprint else { return self.token.to_hex() };
+        // Made as long as it gets: what a String leaves where it grew out of its place, nobody overwrites.
+        let mut word = Zeroizing::new(String::with_capacity(WORD_BYTES_MAX));
+        word.push_str(&self.token.to_hex());
+        word.push('-');
+        word.push_str(&fingerprint.to_string());
+        word
     }
 }
 
@@ -89,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_pass_survives_the_user() {
-        let token = Secret([0xa5; 32]);
+        let token = Secret::of(&[0xa5; 32]);
         for fingerprint in [None, Some(Fingerprint([0x1f; 32]))] {
             let pass = Pass { token: token.clone(), fingerprint };
             let back: Pass = pass.to_word().parse().unwrap();
@@ -97,7 +105,7 @@ mod tests {
             assert_eq!(back.fingerprint, fingerprint);
             assert!(!format!("{pass:?}").contains("a5a5"), "a token is not for logs");
         }
-        for wrong in ["", "-", "a5", &format!("{}-", token.to_hex()), &"a5".repeat(64)] {
+        for wrong in ["", "-", "a5", &format!("{}-", *token.to_hex()), &"a5".repeat(64)] {
             assert!(wrong.parse::<Pass>().is_err(), "{wrong}");
         }
     }

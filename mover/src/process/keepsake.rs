@@ -56,7 +56,7 @@ impl Keepsake {
     pub fn encode(session: &Session<'_>, way: &Way) -> Zeroizing<Vec<u8>> {
         let written = Written {
             migration: session.migration.to_string(),
-            secret: session.secret.to_hex(),
+            secret: session.secret.to_hex().to_string(),
             lanes: session.lanes,
             listen: way.listen.clone(),
             pair: way.pair.as_ref().map(|pair| pair.to_vec()),
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_comes_back() {
-        let secret = Secret([7; 32]);
+        let secret = Secret::of(&[7; 32]);
         let session = Session { migration: MigrationId([3; 16]), secret: &secret, lanes: 4 };
         for pair in [None, Some(Zeroizing::new(vec![1, 2, 3]))] {
             let way = Way { listen: "10.0.0.1:7700".to_owned(), pair: pair.clone() };

@@ -20,7 +20,7 @@ use crate::wire::hello::{MigrationId, Secret};
 pub(crate) fn token(number: usize) -> Secret {
     let mut token = [7; 32];
     token[..8].copy_from_slice(&u64_of(number).to_le_bytes());
-    Secret(token)
+    Secret::of(&token)
 }
 
 /// Its id.

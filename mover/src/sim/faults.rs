@@ -90,10 +90,10 @@ fn stranger(world: &Arc<World>, how: Stranger) {
         Stranger::Silent => Vec::new(),
         Stranger::Garbage => (0..200).map(|_| u8::try_from(world.below(256)).unwrap_or(0)).collect(),
         Stranger::WrongToken => {
-            Hello::new(Purpose::Control, MigrationId([1; 16]), Secret([2; 32])).encode().to_vec()
+            Hello::new(Purpose::Control, MigrationId([1; 16]), Secret::of(&[2; 32])).encode().to_vec()
         }
         Stranger::Half => {
-            Hello::new(Purpose::Control, MigrationId([1; 16]), Secret([2; 32])).encode()[..32].to_vec()
+            Hello::new(Purpose::Control, MigrationId([1; 16]), Secret::of(&[2; 32])).encode()[..32].to_vec()
         }
     };
     let said = line.sender.send(&bytes, &[]);

@@ -17,7 +17,7 @@ use crate::error::NetError;
 use crate::memory::{GuestPage, OwnedPages};
 use crate::net::{Acceptor, Caller, Connection, Dialer, HangUp, Receiver, SendPath, Sender};
 use crate::units::{PAGE_BYTES, u64_of, usize_of};
-use crate::wire::hello::{HELLO_BYTES, Hello, Secret};
+use crate::wire::hello::{Hello, HelloBytes, Secret};
 
 /// How long a send may stand still before the kernel gives the connection up (TCP_USER_TIMEOUT).
 const SEND_PATIENCE: u64 = 30 * SECOND;
@@ -737,8 +737,8 @@ impl Acceptor for SimAcceptor {
     fn caller(&mut self, _: &Secret, timeout: Duration) -> Result<Option<Caller>, NetError> {
         let Some(mut connection) = self.accept(timeout)? else { return Ok(None) };
         connection.receiver.set_patience(Some(HELLO_PATIENCE));
-        let mut hello = [0; HELLO_BYTES];
-        match connection.receiver.recv(&mut hello) {
+        let mut hello = HelloBytes::zeroed();
+        match connection.receiver.recv(&mut hello[..]) {
             Ok(()) => Ok(Some(Caller { connection, hello })),
             Err(error) => {
                 self.network.scheduler.note(|| format!("somebody came and said nothing: {error}"));

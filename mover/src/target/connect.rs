@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
+use zeroize::zeroize_stack;
 
 use crate::error::Error;
 use crate::guest::Session;
@@ -24,6 +25,8 @@ use crate::wire::hello::{HELLO_BYTES, Hello, MigrationId, Purpose, Secret, Verdi
 
 /// How long to wait in accept before looking whether someone has cancelled.
 const GLANCE: Duration = Duration::from_millis(50);
+/// More of the stack than greeting somebody takes.
+const SPENT_STACK_BYTES: usize = 64 * 1024;
 /// While nobody is expected: how often strangers are looked at, and how many of them. They cost a running migration no
 /// more than that, however many knock; the others wait in the kernel's queue, or are dropped from it.
 const STRANGERS_AT_ONCE: usize = 16;
@@ -43,28 +46,13 @@ pub(super) struct Arrival {
 pub(super) fn arrive(parts: Parts, config: &Config, around: &Surroundings) -> Result<Option<Arrival>, Error> {
     let Parts { mut acceptor, token, host, journal } = parts;
     let runtime = &around.runtime;
-    let give_up = config.wait.map(|wait| runtime.now().plus(wait));
-    let (mut connection, hello) = loop {
-        if around.cancel.asked() {
-            return Ok(None);
-        }
-        if give_up.is_some_and(|moment| runtime.now() >= moment) {
-            let seconds = config.wait.unwrap_or_default().as_secs();
-            let doing = "a source was waited for";
-            return Err(crate::error::NetError::Stalled { peer: "the network".into(), seconds, doing }.into());
-        }
-        let caller = acceptor.caller(&token, GLANCE)?;
-        tell_turned_away(&mut *acceptor, around);
-        let Some(Caller { mut connection, hello }) = caller else { continue };
-        match greet(&mut connection, &hello, &token) {
-            Ok(hello) => break (connection, hello),
-            Err(why) => notice(around, format!("turned away {}: {why}", connection.peer)),
-        }
-    };
-    let mut session = [0; 32];
-    runtime.random(&mut session);
-    let door = Arc::new(Door::new(hello.migration, Secret(session)));
-    let version = hello.common_version().unwrap_or(crate::wire::VERSION_NEWEST);
+    let greeted = greeted(&mut *acceptor, &token, config, around);
+    // It is spent, or nobody came. What hashing and comparing it has left on this stack goes with it.
+    drop(token);
+    zeroize_stack::<SPENT_STACK_BYTES>();
+    let Some((mut connection, migration, version)) = greeted? else { return Ok(None) };
+    let session = Secret::made(|place| runtime.random(place));
+    let door = Arc::new(Door::new(migration, session));
     let welcome = Welcome {
         version,
         oldest: crate::wire::VERSION_OLDEST,
@@ -82,13 +70,46 @@ pub(super) fn arrive(parts: Parts, config: &Config, around: &Surroundings) -> Re
         Ok(shape) => shape,
         Err(error) => return Err(refused(&mut connection, error)),
     };
-    let made = host(&shape).and_then(|host| Ok((host, journal(hello.migration, &shape, &connection.peer)?)));
+    let made = host(&shape).and_then(|host| Ok((host, journal(migration, &shape, &connection.peer)?)));
     match made {
         Ok((host, journal)) => {
             let connection = Some(connection);
             Ok(Some(Arrival { connection, door, acceptor, shape, host, journal }))
         }
         Err(error) => Err(refused(&mut connection, error)),
+    }
+}
+
+/// Waits for the source that shows `token`: which migration is its, and the version both speak. A function of its own, never a part of its caller's: what it leaves on the stack lies
+/// where the caller overwrites it.
+#[inline(never)]
+fn greeted(
+    acceptor: &mut dyn Acceptor,
+    token: &Secret,
+    config: &Config,
+    around: &Surroundings,
+) -> Result<Option<(Connection, MigrationId, u16)>, Error> {
+    let runtime = &around.runtime;
+    let give_up = config.wait.map(|wait| runtime.now().plus(wait));
+    loop {
+        if around.cancel.asked() {
+            return Ok(None);
+        }
+        if give_up.is_some_and(|moment| runtime.now() >= moment) {
+            let seconds = config.wait.unwrap_or_default().as_secs();
+            let doing = "a source was waited for";
+            return Err(crate::error::NetError::Stalled { peer: "the network".into(), seconds, doing }.into());
+        }
+        let caller = acceptor.caller(token, GLANCE)?;
+        tell_turned_away(acceptor, around);
+        let Some(Caller { mut connection, hello }) = caller else { continue };
+        match greet(&mut connection, &hello, token) {
+            Ok(hello) => {
+                let version = hello.common_version().unwrap_or(crate::wire::VERSION_NEWEST);
+                return Ok(Some((connection, hello.migration, version)));
+            }
+            Err(why) => notice(around, format!("turned away {}: {why}", connection.peer)),
+        }
     }
 }
 
@@ -270,7 +291,7 @@ impl Door {
             return Err(refuse(connection, verdict));
         }
         let version = hello.common_version().unwrap_or(crate::wire::VERSION_NEWEST);
-        let secret = Secret([0; 32]);
+        let secret = Secret::of(&[0; 32]);
         let welcome = Welcome { version, oldest: crate::wire::VERSION_OLDEST, verdict, secret };
         connection.sender.send(&welcome.encode(), &[]).map_err(|e| e.to_string())?;
         Ok(hello.purpose)
@@ -290,6 +311,7 @@ mod tests {
     use crate::net::{HangUp, Receiver, SendPath, Sender};
     use crate::report::Observer;
     use crate::runtime::Threads;
+    use crate::wire::hello::HelloBytes;
 
     struct Nothing;
 
@@ -337,7 +359,9 @@ mod tests {
             }
             assert!(!self.door.expects_someone());
             self.door.expect_lanes(1, &*self.runtime);
-            let hello = Hello::new(Purpose::Lane(0), MigrationId([1; 16]), secret.clone()).encode();
+            let said = Hello::new(Purpose::Lane(0), MigrationId([1; 16]), secret.clone()).encode();
+            let mut hello = HelloBytes::zeroed();
+            hello.copy_from_slice(&said);
             let (sender, receiver) = (Box::new(Nothing), Box::new(Nothing));
             let connection =
                 Connection { peer: "the source".into(), sender, receiver, hang_up: Arc::new(Nothing) };
@@ -347,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_lane_that_comes_while_strangers_are_shown_out_is_kept() {
-        let door = Arc::new(Door::new(MigrationId([1; 16]), Secret([2; 32])));
+        let door = Arc::new(Door::new(MigrationId([1; 16]), Secret::of(&[2; 32])));
         let runtime = Arc::new(Threads::new());
         let around = Surroundings {
             runtime: Arc::<Threads>::clone(&runtime),

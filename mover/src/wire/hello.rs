@@ -1,9 +1,11 @@
 //! The first 64 bytes each way on every connection. Nothing else is read, and nothing is kept, before they hold.
 
+use std::ops::{Deref, DerefMut};
+
 use subtle::ConstantTimeEq as _;
 use zerocopy::byteorder::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::error::WireError;
 use crate::wire::{VERSION_NEWEST, VERSION_OLDEST};
@@ -43,9 +45,10 @@ impl std::str::FromStr for MigrationId {
     }
 }
 
-/// A one-time token or a session's secret. Overwritten when it is dropped.
+/// A one-time token or a session's secret. Overwritten when it is dropped, and it stands on the heap: when it is moved, its
+/// address is, and no copy of it stays behind in a stack's frame.
 #[derive(Clone)]
-pub struct Secret(pub [u8; 32]);
+pub struct Secret(Box<[u8; Secret::BYTES]>);
 
 impl Drop for Secret {
     fn drop(&mut self) {
@@ -54,20 +57,48 @@ impl Drop for Secret {
 }
 
 impl Secret {
+    /// Its length.
+    pub const BYTES: usize = 32;
+
+    /// Of these bytes, which are the caller's to overwrite.
+    #[must_use]
+    pub fn of(bytes: &[u8; Self::BYTES]) -> Self {
+        Self::made(|place| place.copy_from_slice(bytes))
+    }
+    /// What `fill` puts in its place.
+    #[must_use]
+    pub fn made(fill: impl FnOnce(&mut [u8])) -> Self {
+        let mut made = Self(Box::new([0; Self::BYTES]));
+        fill(&mut made.0[..]);
+        made
+    }
+    /// What it is.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; Self::BYTES] {
+        &self.0
+    }
     /// Whether both are the same, in a time that does not tell where they differ.
     #[must_use]
     pub fn same(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        self.0.ct_eq(&other.0[..]).into()
     }
-    /// As a user passes it from one shell to the other: 64 hexadecimal digits.
+    /// As a user passes it from one shell to the other: 64 hexadecimal digits, which are overwritten when they are dropped.
     #[must_use]
-    pub fn to_hex(&self) -> String {
-        self.0.iter().map(|b| format!("{b:02x}")).collect()
+    pub fn to_hex(&self) -> Zeroizing<String> {
+        let mut text = Zeroizing::new(String::with_capacity(2 * Self::BYTES));
+        for byte in &self.0[..] {
+            for digit in [byte >> 4, byte & 0xf] {
+                text.push(char::from_digit(digit.into(), 16).expect("half a byte is a digit"));
+            }
+        }
+        text
     }
     /// From what [`Self::to_hex`] wrote.
     #[must_use]
     pub fn from_hex(text: &str) -> Option<Self> {
-        parse_hex(text).map(Self)
+        let mut right = false;
+        let made = Self::made(|place| right = fill_from_hex(text, place));
+        right.then_some(made)
     }
 }
 
@@ -78,15 +109,22 @@ impl std::fmt::Debug for Secret {
 }
 
 pub(crate) fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.as_bytes();
-    if digits.len() != 2 * N || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return None;
-    }
     let mut out = [0; N];
-    for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    fill_from_hex(text, &mut out).then_some(out)
+}
+
+/// Fills `out` from just as many pairs of digits; whether `text` is that.
+fn fill_from_hex(text: &str, out: &mut [u8]) -> bool {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * out.len() || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return false;
     }
-    Some(out)
+    for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
+        let parsed = std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok());
+        let Some(parsed) = parsed else { return false };
+        *byte = parsed;
+    }
+    true
 }
 
 /// The dialler's first bytes.
@@ -116,6 +154,30 @@ struct WelcomeLayout {
     secret: [u8; 32],
 }
 const _: () = assert!(size_of::<WelcomeLayout>() == HELLO_BYTES);
+
+/// A Hello's bytes, as they came: with a secret in them, so that they stand on the heap and are overwritten when they are dropped.
+pub struct HelloBytes(Box<Zeroizing<[u8; HELLO_BYTES]>>);
+
+impl HelloBytes {
+    /// Room for one.
+    #[must_use]
+    pub fn zeroed() -> Self {
+        Self(Box::new(Zeroizing::new([0; HELLO_BYTES])))
+    }
+}
+
+impl Deref for HelloBytes {
+    type Target = [u8; HELLO_BYTES];
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for HelloBytes {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
 
 /// The dialler's first words.
 #[derive(Clone, Debug)]
@@ -155,13 +217,13 @@ impl Hello {
             lane,
             reserved: [0; 6],
             migration: self.migration.0,
-            secret: self.secret.0,
+            secret: *self.secret.bytes(),
         })
     }
 
     /// From bytes. Versions are not judged here: the answer names ours in any case.
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, WireError> {
-        let layout: HelloLayout = zerocopy::transmute!(*bytes);
+        let layout: &HelloLayout = zerocopy::transmute_ref!(bytes);
         if layout.magic != MAGIC {
             return Err(WireError::NotPageferry { found: layout.magic });
         }
@@ -176,7 +238,7 @@ impl Hello {
             oldest: layout.oldest.get(),
             purpose,
             migration: MigrationId(layout.migration),
-            secret: Secret(layout.secret),
+            secret: Secret::of(&layout.secret),
         })
     }
 
@@ -220,7 +282,7 @@ impl Welcome {
     /// A refusal.
     #[must_use]
     pub fn refuse(verdict: Verdict) -> Self {
-        Self { version: VERSION_NEWEST, oldest: VERSION_OLDEST, verdict, secret: Secret([0; 32]) }
+        Self { version: VERSION_NEWEST, oldest: VERSION_OLDEST, verdict, secret: Secret::of(&[0; 32]) }
     }
 
     /// As bytes.
@@ -239,13 +301,13 @@ impl Welcome {
             oldest: self.oldest.into(),
             verdict,
             reserved: [0; 23],
-            secret: self.secret.0,
+            secret: *self.secret.bytes(),
         })
     }
 
     /// From bytes.
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, WireError> {
-        let layout: WelcomeLayout = zerocopy::transmute!(*bytes);
+        let layout: &WelcomeLayout = zerocopy::transmute_ref!(bytes);
         if layout.magic != MAGIC {
             return Err(WireError::NotPageferry { found: layout.magic });
         }
@@ -265,7 +327,7 @@ impl Welcome {
                 newest: VERSION_NEWEST,
             });
         }
-        Ok(Self { version, oldest: layout.oldest.get(), verdict, secret: Secret(layout.secret) })
+        Ok(Self { version, oldest: layout.oldest.get(), verdict, secret: Secret::of(&layout.secret) })
     }
 }
 
@@ -274,7 +336,7 @@ mod tests {
     use super::*;
 
     fn hello() -> Hello {
-        Hello::new(Purpose::Lane(3), MigrationId([7; 16]), Secret([9; 32]))
+        Hello::new(Purpose::Lane(3), MigrationId([7; 16]), Secret::of(&[9; 32]))
     }
 
     #[test]
@@ -282,8 +344,8 @@ mod tests {
         let back = Hello::decode(&hello().encode()).unwrap();
         assert_eq!(back.purpose, Purpose::Lane(3));
         assert_eq!(back.migration, MigrationId([7; 16]));
-        assert!(back.secret.same(&Secret([9; 32])));
-        assert!(!back.secret.same(&Secret([8; 32])));
+        assert!(back.secret.same(&Secret::of(&[9; 32])));
+        assert!(!back.secret.same(&Secret::of(&[8; 32])));
     }
 
     #[test]
@@ -307,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_token_survives_the_user() {
-        let token = Secret([0xa5; 32]);
+        let token = Secret::of(&[0xa5; 32]);
         assert!(Secret::from_hex(&token.to_hex()).unwrap().same(&token));
         assert!(Secret::from_hex("xyz").is_none());
         assert!(Secret::from_hex(&"é".repeat(32)).is_none());

@@ -50,7 +50,7 @@ pub fn is_right(knock: &[u8; KNOCK_BYTES], secret: &Secret) -> bool {
 }
 
 fn tag(covered: &[u8], secret: &Secret) -> blake3::Hash {
-    let mut key = blake3::derive_key(CONTEXT, &secret.0);
+    let mut key = blake3::derive_key(CONTEXT, secret.bytes());
     let tag = blake3::keyed_hash(&key, covered);
     key.zeroize();
     tag
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn only_who_knows_the_secret_knocks_right() {
-        let (ours, other) = (Secret([3; 32]), Secret([4; 32]));
+        let (ours, other) = (Secret::of(&[3; 32]), Secret::of(&[4; 32]));
         let knock = make(&ours, [9; 16]);
         assert!(is_right(&knock, &ours));
         assert!(!is_right(&knock, &other));
@@ -72,13 +72,13 @@ mod tests {
             bent[at] ^= 1;
             assert!(!is_right(&bent, &ours), "byte {at}");
         }
-        assert!(!knock.windows(32).any(|w| w == ours.0), "the secret does not travel");
+        assert!(!knock.windows(32).any(|w| w == ours.bytes()), "the secret does not travel");
     }
 
     /// Another implementation's first test.
     #[test]
     fn the_layout_is_the_documented_one() {
-        let knock = make(&Secret(*b"0123456789abcdef0123456789abcdef"), *b"nonce of 16 byte");
+        let knock = make(&Secret::of(b"0123456789abcdef0123456789abcdef"), *b"nonce of 16 byte");
         let hex: String = knock.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(&hex[..64], "5047464b0100000000000000000000006e6f6e6365206f662031362062797465");
         let mut key = blake3::derive_key("pageferry 2026 knock", b"0123456789abcdef0123456789abcdef");

@@ -36,7 +36,7 @@ fn main() {
     greetings();
     frames();
     messages();
-    let token = Secret([0xa5; 32]);
+    let token = Secret::of(&[0xa5; 32]);
     for (name, fingerprint) in [("clear", None), ("pinned", Some(Fingerprint([0x1f; 32])))] {
         put("word", name, Pass { token: token.clone(), fingerprint }.to_word().as_bytes());
     }
@@ -65,12 +65,12 @@ fn main() {
 }
 
 fn greetings() {
-    let hello = |purpose| Hello::new(purpose, MigrationId([7; 16]), Secret([9; 32])).encode();
+    let hello = |purpose| Hello::new(purpose, MigrationId([7; 16]), Secret::of(&[9; 32])).encode();
     put("greeting", "control", &hello(Purpose::Control));
     put("greeting", "lane", &hello(Purpose::Lane(3)));
     put("greeting", "resume", &hello(Purpose::Resume));
     put("greeting", "refused", &Welcome::refuse(Verdict::Busy).encode());
-    put("greeting", "knock", &knock::make(&Secret([9; 32]), [1; 16]));
+    put("greeting", "knock", &knock::make(&Secret::of(&[9; 32]), [1; 16]));
 }
 
 fn frames() {

@@ -58,7 +58,7 @@ pub fn greeting(bytes: &[u8]) {
         let again = Welcome::decode(&welcome.encode()).expect("what was written is read");
         assert_eq!((again.version, again.verdict), (welcome.version, welcome.verdict));
     }
-    assert!(!knock::is_right(first, &Secret([0x5c; 32])), "a knock was guessed");
+    assert!(!knock::is_right(first, &Secret::of(&[0x5c; 32])), "a knock was guessed");
 }
 
 /// A frame of a lane, without page bytes: nothing it names is outside the guest or the disks.

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use mover::ExitClass;
 use tracing_subscriber::EnvFilter;
+use zeroize::Zeroizing;
 
 use crate::cli::Shared;
 use crate::failure::{Failure, Outcome};
@@ -28,8 +29,13 @@ impl Console {
     /// Prints a result, with a line break behind it. A reader that has gone away (`| head`) ends the command without
     /// a word.
     pub(crate) fn print(&self, text: &str) -> Outcome {
+        let text = text.trim_end();
+        // There may be a token in it. A line in one piece goes past the buffer of standard output, which nobody overwrites.
+        let mut line = Zeroizing::new(String::with_capacity(text.len() + 1));
+        line.push_str(text);
+        line.push('\n');
         let mut out = io::stdout().lock();
-        let written = writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush());
+        let written = out.write_all(line.as_bytes()).and_then(|()| out.flush());
         written.map_err(|error| {
             let message = match error.kind() {
                 io::ErrorKind::BrokenPipe => String::new(),

@@ -6,6 +6,10 @@ use std::sync::{Mutex, OnceLock};
 use mover::report::{Event, Observer, Summary};
 use mover::wire::hello::MigrationId;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+/// More than a line takes that has a token in it: the longest name of a host, a token's word, and what is around them.
+const TOLD_BYTES: usize = 1024;
 
 /// A line.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -26,7 +30,7 @@ pub(crate) enum Told {
         /// Where, the port filled in.
         address: String,
         /// What the source has to show, once.
-        token: String,
+        token: Zeroizing<String>,
     },
     /// The migration has succeeded.
     Ended {
@@ -42,6 +46,16 @@ struct Numbered<'a> {
     migration: Option<&'a str>,
     #[serde(flatten)]
     line: &'a Line,
+}
+
+/// A line's text, which is overwritten when it is dropped, for there may be a token in it.
+pub(crate) fn text_of(line: &impl Serialize) -> serde_json::Result<Zeroizing<String>> {
+    // As long as what has a token in it gets, and a line break: what a String leaves where it grew out of its place, nobody
+    // overwrites.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(TOLD_BYTES));
+    serde_json::to_writer(&mut *bytes, line)?;
+    let text = String::from_utf8(std::mem::take(&mut *bytes)).map_err(serde::ser::Error::custom)?;
+    Ok(Zeroizing::new(text))
 }
 
 /// Prints lines; one that can't be printed is lost, and with it nothing of the migration.
@@ -64,10 +78,11 @@ impl Teller {
     /// Prints one.
     pub(crate) fn tell(&self, line: &Line) {
         let numbered = Numbered { migration: self.migration.get().map(String::as_str), line };
-        let Ok(text) = serde_json::to_string(&numbered) else { return };
+        let Ok(mut text) = text_of(&numbered) else { return };
+        text.push('\n');
         let mut out = self.out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // The reader being gone is noticed by it, not by us.
-        let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
 }
 
@@ -86,7 +101,10 @@ mod tests {
     #[test]
     fn lines_come_back_as_they_went() {
         let lines = [
-            Line::Told(Told::Listening { address: "127.0.0.1:7700".into(), token: "ab".into() }),
+            Line::Told(Told::Listening {
+                address: "127.0.0.1:7700".into(),
+                token: Zeroizing::new("ab".into()),
+            }),
             Line::Told(Told::Ended { summary: Box::default() }),
             Line::Event(Event::Phase { at_ms: 1.5, phase: Phase::Drain }),
             Line::Event(Event::Sample(Sample { at_ms: 2.0, round: 3, ..Sample::default() })),

@@ -20,9 +20,14 @@ const MARKER: [&str; 2] = ["a-secret-that-only", "-the-guest-has-in-its-memory!"
 
 /// How often `what` stands in the memory of that process; root may look.
 fn occurrences(process: u32, what: &[u8]) -> usize {
+    places(process, what).len()
+}
+
+/// Where `what` stands in the memory of that process: addresses, and what the kernel calls what is there.
+fn places(process: u32, what: &[u8]) -> Vec<String> {
     let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap_or_default();
-    let Ok(mut memory) = File::open(format!("/proc/{process}/mem")) else { return 0 };
-    let mut count = 0;
+    let Ok(mut memory) = File::open(format!("/proc/{process}/mem")) else { return Vec::new() };
+    let mut found = Vec::new();
     for line in maps.lines() {
         let mut words = line.split_whitespace();
         let (Some(range), Some(rights)) = (words.next(), words.next()) else { continue };
@@ -36,9 +41,15 @@ fn occurrences(process: u32, what: &[u8]) -> usize {
         let mut bytes = Vec::new();
         // What can't be read (a hole, a device) ends it; what came before counts.
         let _ = Read::by_ref(&mut memory).take(to - from).read_to_end(&mut bytes);
-        count += bytes.windows(what.len()).filter(|window| *window == what).count();
+        let called = words.last().unwrap_or("").to_owned();
+        found.extend(
+            (from..)
+                .zip(bytes.windows(what.len()))
+                .filter(|(_, window)| *window == what)
+                .map(|(at, _)| format!("{at:x} {called}")),
+        );
     }
-    count
+    found
 }
 
 /// The line of `/proc/PID/limits` for core dumps: soft and hard.
@@ -117,6 +128,26 @@ fn a_used_token_opens_nothing_and_no_end_dumps_core() {
     }
     for (name, process) in [("receive", target.id()), ("send", source.id())] {
         assert_eq!(core_limits(process), ["0", "0"], "{name}");
+    }
+    let word = line.split_whitespace().last().expect("the token's word");
+    let text = word.split('-').next().expect("the token");
+    if rustix::process::geteuid().is_root() {
+        // The source has it on its command line, for as long as it runs: that shows that it would be found.
+        assert!(
+            occurrences(source.id(), text.as_bytes()) > 0,
+            "this says nothing: a token is not found where it is"
+        );
+        let bytes: Vec<u8> = (0..text.len() / 2)
+            .map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).expect("digits"))
+            .collect();
+        let left = [text.as_bytes(), &bytes].map(|what| places(target.id(), what));
+        assert_eq!(
+            left,
+            [Vec::<String>::new(), Vec::new()],
+            "copies of a token that has been used, in `receive`"
+        );
+    } else {
+        eprintln!("SKIPPED: reading another process's memory needs root");
     }
     // Whatever of it is still in a memory or on a screen: another guest does not get in by it.
     let disk = host.path("other.img").display().to_string();

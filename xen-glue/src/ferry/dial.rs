@@ -83,7 +83,7 @@ pub(super) fn first_hello(offer: &Offer, number: usize) -> Hello {
         Some(lane) => Purpose::Lane(lane.unwrap_or(u8::MAX)),
         None => Purpose::Control,
     };
-    Hello::new(purpose, MigrationId(offer.migration), Secret(offer.token))
+    Hello::new(purpose, MigrationId(offer.migration), Secret::of(&offer.token))
 }
 
 /// A connection for `hello`, as `offer` says they are protected, at one of its addresses.

@@ -126,7 +126,7 @@ impl Drop for Harbour {
 fn keep(mut entrances: Vec<Entrance>, offer: &Offer, berths: &Berths) -> Vec<Entrance> {
     // The engine's own thread says so if this fails.
     let _ = confine::faces_the_network();
-    let token = Secret(offer.token);
+    let token = Secret::of(&offer.token);
     let glance = GLANCE / u32::try_from(entrances.len().max(1)).unwrap_or(1);
     while berths.free.load(SeqCst) > 0 && !berths.closed.load(SeqCst) {
         for entrance in &mut entrances {
@@ -156,7 +156,7 @@ fn let_in(caller: Caller, offer: &Offer, berths: &Berths) {
 /// Which connection a caller is; none if it has no right to be one.
 fn number(caller: &Caller, offer: &Offer) -> Option<usize> {
     let hello = Hello::decode(&caller.hello).ok()?;
-    let ours = hello.migration.0 == offer.migration && hello.secret.same(&Secret(offer.token));
+    let ours = hello.migration.0 == offer.migration && hello.secret.same(&Secret::of(&offer.token));
     hello.common_version().filter(|_| ours)?;
     match hello.purpose {
         Purpose::Control => Some(0),

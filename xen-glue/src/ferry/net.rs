@@ -12,7 +12,7 @@ use mover::error::NetError;
 use mover::memory::GuestPage;
 use mover::net::tcp::Settings;
 use mover::net::{Acceptor, Caller, Connection, Dialer, Receiver};
-use mover::wire::hello::{HELLO_BYTES, Hello, Secret};
+use mover::wire::hello::{Hello, HelloBytes, Secret};
 
 use super::NETWORK_PATIENCE;
 use super::again::{Returner, Returning};
@@ -150,9 +150,9 @@ impl Acceptor for Quiet {
             std::thread::sleep(timeout);
             return Ok(None);
         };
-        let mut hello = [0; HELLO_BYTES];
+        let mut hello = HelloBytes::zeroed();
         next.receiver.set_patience(Some(timeout.max(GLANCE_MIN)));
-        match next.receiver.recv(&mut hello) {
+        match next.receiver.recv(&mut hello[..]) {
             // Nothing of it has come: a Hello comes in one piece.
             Err(NetError::Stalled { .. }) => return Ok(None),
             Err(_) if self.anew => {

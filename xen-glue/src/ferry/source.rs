@@ -139,7 +139,7 @@ impl Work {
             index: Some(Arc::new(tables)),
             keeper: None,
             dialer: Arc::new(dialer),
-            token: Secret(offer.token),
+            token: Secret::of(&offer.token),
             migration: MigrationId(offer.migration),
             journal: Box::new(Unrecorded),
         };

@@ -122,7 +122,7 @@ pub(crate) fn arrive(
     let tally = Tally::new(offer.lanes);
     let observer: Arc<dyn Observer> = Arc::new(HandedOn(say.clone(), std::convert::identity));
     let counted = Arc::clone(&tally);
-    let token = Secret(offer.token);
+    let token = Secret::of(&offer.token);
     let (held, told) = (Arc::new(OnceLock::new()), MigrationId(offer.migration));
     let holding = Arc::clone(&held);
     let hang_ups = connections.iter().map(|connection| Arc::clone(&connection.hang_up)).collect();

@@ -1,6 +1,7 @@
 //! An authority's certificates over loopback, made as they are needed: what is let through, and in which words the rest is not.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -19,10 +20,10 @@ use crate::net::{Acceptor, Connection, Dialer};
 use crate::wire::hello::{Hello, MigrationId, Purpose, Secret};
 
 const SECOND: Duration = Duration::from_secs(1);
-const TOKEN: Secret = Secret([7; 32]);
+static TOKEN: LazyLock<Secret> = LazyLock::new(|| Secret::of(&[7; 32]));
 
 fn hello() -> Hello {
-    Hello::new(Purpose::Control, MigrationId([1; 16]), TOKEN)
+    Hello::new(Purpose::Control, MigrationId([1; 16]), TOKEN.clone())
 }
 
 /// An authority and the directory its files are in.

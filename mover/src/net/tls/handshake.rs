@@ -19,7 +19,7 @@ use super::{Identity, Wanted};
 use crate::error::NetError;
 use crate::net::tcp::Halves;
 use crate::net::{Connection, Receiver as _, Sender as _};
-use crate::wire::hello::{HELLO_BYTES, Hello};
+use crate::wire::hello::{HELLO_BYTES, Hello, HelloBytes};
 use crate::wire::knock;
 
 /// Longest record of a handshake, body alone, that an acceptor reads: a ClientHello takes some 300 bytes.
@@ -186,10 +186,14 @@ impl Keys {
     }
 
     /// The Hello in that record.
-    pub(crate) fn open_hello(&mut self, record: &mut [u8]) -> Result<[u8; HELLO_BYTES], Broken> {
+    pub(crate) fn open_hello(&mut self, record: &mut [u8]) -> Result<HelloBytes, Broken> {
         let (kind, bytes) = self.opener.open(record)?;
-        let hello = record.get(HEADER_BYTES..HEADER_BYTES + bytes).and_then(|hello| hello.try_into().ok());
-        hello.filter(|_| kind == super::record::Kind::Data).ok_or(Broken("it does not begin with a Hello"))
+        let told = record.get(HEADER_BYTES..HEADER_BYTES + bytes);
+        let told = told.filter(|told| told.len() == HELLO_BYTES && kind == super::record::Kind::Data);
+        let told = told.ok_or(Broken("it does not begin with a Hello"))?;
+        let mut hello = HelloBytes::zeroed();
+        hello.copy_from_slice(told);
+        Ok(hello)
     }
 
     /// The connection that these keys protect.

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver as Inbox, Sender as Outbox, channel};
 use std::thread;
 use std::time::Duration;
@@ -17,10 +18,10 @@ use crate::units::PAGE_BYTES;
 use crate::wire::hello::{HELLO_BYTES, Hello, MigrationId, Purpose, Secret};
 
 const SECOND: Duration = Duration::from_secs(1);
-const TOKEN: Secret = Secret([7; 32]);
+static TOKEN: LazyLock<Secret> = LazyLock::new(|| Secret::of(&[7; 32]));
 
 fn hello() -> Hello {
-    Hello::new(Purpose::Control, MigrationId([1; 16]), TOKEN)
+    Hello::new(Purpose::Control, MigrationId([1; 16]), TOKEN.clone())
 }
 
 fn entrance() -> (Entrance, Fingerprint) {
@@ -35,7 +36,7 @@ fn connect(entrance: &mut Entrance, address: &str, pin: Fingerprint) -> (Connect
     let dialer = TcpDialer::new(address, Settings::default()).pinned(Some(pin));
     let near = thread::spawn(move || dialer.call(&hello(), 5 * SECOND).unwrap());
     let far = entrance.caller(&TOKEN, 5 * SECOND).unwrap().expect("it was dialled");
-    assert_eq!(far.hello, hello().encode());
+    assert_eq!(*far.hello, hello().encode());
     (near.join().unwrap(), far.connection)
 }
 
@@ -203,7 +204,7 @@ fn a_wrong_token_gets_no_answer() {
     let (mut entrance, pin) = entrance();
     let dialer = TcpDialer::new(&entrance.local().to_string(), Settings::default()).pinned(Some(pin));
     let dialing = thread::spawn(move || dialer.call(&hello(), 5 * SECOND).err().unwrap());
-    assert!(entrance.caller(&Secret([8; 32]), SECOND).unwrap().is_none());
+    assert!(entrance.caller(&Secret::of(&[8; 32]), SECOND).unwrap().is_none());
     let error = dialing.join().unwrap();
     assert!(matches!(error, NetError::TurnedAway { .. }), "{error}");
     assert!(entrance.turned_away().unwrap().contains("wrong token"));

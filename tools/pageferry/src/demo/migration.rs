@@ -13,6 +13,7 @@ use mover::process::backend::attach_source;
 use mover::process::client::GuestClient;
 use mover::report::{Event, Mode, Phase, Summary};
 use mover::units::PAGE_BYTES_U64;
+use zeroize::Zeroizing;
 
 use super::child::{End, Heard, Process};
 use super::progress::{Migration, Progress};
@@ -168,7 +169,7 @@ impl Scene<'_> {
     }
 
     /// Waits until the target listens: its address and token.
-    fn listening(&self, ear: &Receiver<Heard>) -> Outcome<(String, String)> {
+    fn listening(&self, ear: &Receiver<Heard>) -> Outcome<(String, Zeroizing<String>)> {
         let deadline = Instant::now() + LISTENS_WITHIN;
         while Instant::now() < deadline {
             self.go_on()?;

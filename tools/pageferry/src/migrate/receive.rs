@@ -23,6 +23,7 @@ use mover::target::{self, Config, Host, Parts};
 use mover::units::PageCount;
 use mover::wire::control::Shape;
 use mover::wire::hello::Secret;
+use zeroize::Zeroizing;
 
 use super::surroundings;
 use crate::cli::ReceiveArgs;
@@ -33,7 +34,7 @@ use crate::lockdown;
 use crate::metrics::tally::Ended;
 use crate::state;
 use crate::status::{self, Running};
-use crate::told::{Line, Teller, Told};
+use crate::told::{self, Line, Teller, Told};
 use crate::units::{show_bytes, show_count, show_ms};
 
 /// An incoming guest whose engine has not come within so many seconds ends.
@@ -67,8 +68,8 @@ pub(crate) fn run(args: &ReceiveArgs, console: &Console) -> Outcome {
         Lock::Plain => Some(Way { listen, pair: None }),
         Lock::Tls(identity) => identity.pair().map(|pair| Way { listen, pair: Some(pair.clone()) }),
     };
-    let mut pass = Pass { token: Secret([0; 32]), fingerprint: lock.fingerprint() };
-    surroundings.runtime.random(&mut pass.token.0);
+    let token = Secret::made(|place| surroundings.runtime.random(place));
+    let pass = Pass { token, fingerprint: lock.fingerprint() };
     announce(acceptor.local(), &pass, args, console, teller.as_deref())?;
 
     let told = teller.clone();
@@ -152,7 +153,7 @@ fn announce(
     console: &Console,
     teller: Option<&Teller>,
 ) -> Outcome {
-    let token = pass.to_word();
+    let word = pass.to_word();
     let host = if local.ip().is_unspecified() { host_name() } else { local.ip().to_string() };
     let address = if host.contains(':') {
         format!("[{host}]:{}", local.port())
@@ -160,13 +161,13 @@ fn announce(
         format!("{host}:{}", local.port())
     };
     if let Some(teller) = teller {
-        teller.tell(&Line::Told(Told::Listening { address, token }));
+        teller.tell(&Line::Told(Told::Listening { address, token: word }));
         return Ok(());
     }
     if console.json {
-        let line = Told::Listening { address, token };
-        let text = serde_json::to_string(&line)
-            .map_err(|error| Failure::new(ExitClass::Internal, error.to_string()))?;
+        let line = Told::Listening { address, token: word };
+        let text =
+            told::text_of(&line).map_err(|error| Failure::new(ExitClass::Internal, error.to_string()))?;
         return console.print(&text);
     }
     let limit = show_ms(args.wait.as_secs_f64() * 1e3);
@@ -176,7 +177,11 @@ fn announce(
         (false, Some(_)) => "--ca FILE --cert FILE --key FILE ",
         (false, None) => "",
     };
-    console.print(&format!("pageferry send --guest NAME --to {address} {plaintext}--token {token}"))
+    let command = format!("pageferry send --guest NAME --to {address} {plaintext}--token ");
+    let mut whole = Zeroizing::new(String::with_capacity(command.len() + word.len()));
+    whole.push_str(&command);
+    whole.push_str(&word);
+    console.print(&whole)
 }
 
 fn host_name() -> String {
