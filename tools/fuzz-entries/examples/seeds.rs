@@ -244,7 +244,7 @@ fn frozen() -> Vec<u8> {
         identity: "pf1 wwid=naa.5 blocks=0:00000000000000aa".to_owned(),
     };
     let disks = vec![disk("xvda"), disk("xvdb")];
-    writer.frozen_disks(&FrozenDisks { key: Secret([3; 32]), disks }).unwrap();
+    writer.frozen_disks(&FrozenDisks { key: Secret::of(&[3; 32]), disks }).unwrap();
     let kinds = [PageType::AllocateOnly, PageType::Normal, PageType::AllocateOnly];
     let pages: Vec<_> =
         kinds.into_iter().zip(4..).map(|(kind, pfn)| PageEntry::new(Pfn(pfn), kind)).collect();

@@ -37,7 +37,7 @@ impl Place {
         let spec = DiskSpec { name: "xvda".into(), path: self.path("image"), role: Role::ReadOnly };
         let disks = ImageDisks::open(&[spec]).expect("an image");
         let disks: Vec<DiskInfo> = disks.infos().to_vec();
-        let frozen = FrozenDisks { key: Secret([0x42; 32]), disks };
+        let frozen = FrozenDisks { key: Secret::of(&[0x42; 32]), disks };
         let header = DomainHeader { guest: GuestType::Hvm, xen_major: 4, xen_minor: 17 };
         let mut writer = Writer::start(Vec::new(), header)?;
         writer.static_data_end()?;

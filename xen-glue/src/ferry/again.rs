@@ -195,7 +195,7 @@ mod tests {
     use crate::ferry::harbour::{Harbour, Terms};
     use mover::runtime::Threads;
 
-    const SESSION: Secret = Secret([7; 32]);
+    const SESSION: [u8; 32] = [7; 32];
     const ONCE: Duration = Duration::ZERO;
 
     /// The source's half of a migration with one lane whose first connections are lost, and what it has offered.
@@ -212,7 +212,7 @@ mod tests {
     }
 
     fn hello(purpose: Purpose, offer: &Offer) -> Hello {
-        Hello::new(purpose, MigrationId(offer.migration), SESSION)
+        Hello::new(purpose, MigrationId(offer.migration), Secret::of(&SESSION))
     }
 
     /// Dials with these while the source waits, once or so often that it finds who comes back; what each end has in the end.
@@ -248,10 +248,16 @@ mod tests {
             let migration = MigrationId(offer.migration);
             let lane = hello(Purpose::Lane(0), &offer);
             for (what, control) in [
-                ("the offer's token", Hello::new(Purpose::Resume, migration, Secret(offer.token))),
-                ("the first connection again", Hello::new(Purpose::Control, migration, Secret(offer.token))),
+                ("the offer's token", Hello::new(Purpose::Resume, migration, Secret::of(&offer.token))),
+                (
+                    "the first connection again",
+                    Hello::new(Purpose::Control, migration, Secret::of(&offer.token)),
+                ),
                 ("a new migration", hello(Purpose::Control, &offer)),
-                ("another migration", Hello::new(Purpose::Resume, MigrationId([1; 16]), SESSION)),
+                (
+                    "another migration",
+                    Hello::new(Purpose::Resume, MigrationId([1; 16]), Secret::of(&SESSION)),
+                ),
                 ("a lane there is none of", hello(Purpose::Lane(1), &offer)),
             ] {
                 let (came, _theirs) = met(&mut returning, &offer, &[control, lane.clone()], ONCE);

@@ -246,8 +246,7 @@ fn referrer(
     for (info, identity) in infos.iter_mut().zip(disks.identities()?) {
         info.identity = identity;
     }
-    let mut key = Secret([0; 32]);
-    Threads::new().random(&mut key.0);
+    let key = Secret::made(|place| Threads::new().random(place));
     let disks_said = FrozenDisks { key, disks: infos };
     let referrer = Referrer {
         disks: Arc::new(disks),

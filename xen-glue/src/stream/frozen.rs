@@ -47,7 +47,7 @@ impl FrozenDisks {
     /// The key of the checks, ready for use.
     #[must_use]
     pub fn check_key(&self) -> CheckKey {
-        CheckKey::new(self.key.0)
+        CheckKey::new(*self.key.bytes())
     }
 
     /// The disk's name and path, for a sentence.
@@ -78,7 +78,7 @@ impl FrozenDisks {
         out.extend(VERSION.to_le_bytes());
         out.extend(u16::try_from(self.disks.len()).unwrap_or(u16::MAX).to_le_bytes());
         out.extend([0; 4]);
-        out.extend(self.key.0);
+        out.extend(self.key.bytes());
         for disk in &self.disks {
             out.extend(disk.bytes.to_le_bytes());
             for text in [&disk.name, &disk.path, &disk.identity] {
@@ -98,7 +98,7 @@ impl FrozenDisks {
         }
         reserved("FROZEN_DISKS", 4, u32_at(body, 4).into())?;
         let count = usize::from(u16_at(body, 2));
-        let mut frozen = Self { key: Secret(bytes_at(body, 8)), disks: Vec::new() };
+        let mut frozen = Self { key: Secret::of(&bytes_at(body, 8)), disks: Vec::new() };
         let mut rest = Rest { body, at: mover::units::usize_of(FROZEN_HEAD.into()) };
         // No more than there can be: their number is held against its limit last.
         for _ in 0..count.min(DISKS_MAX + 1) {
@@ -243,10 +243,10 @@ mod tests {
         fn disks_come_back_and_shorter_or_longer_ones_do_not(
             key in any::<[u8; 32]>(), disks in vec(disk(), 1..=DISKS_MAX), cut in 1..60usize
         ) {
-            let frozen = FrozenDisks { key: Secret(key), disks };
+            let frozen = FrozenDisks { key: Secret::of(&key), disks };
             let mut body = frozen.encode();
             let again = FrozenDisks::decode(&body).unwrap();
-            prop_assert_eq!((again.key.0, &again.disks), (key, &frozen.disks));
+            prop_assert_eq!((again.key.bytes(), &again.disks), (&key, &frozen.disks));
             let short = body.len().saturating_sub(cut).max(40);
             prop_assert!(FrozenDisks::decode(&body[..short]).is_err());
             body.push(0);
@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn too_many_disks_and_texts_too_long_are_refused() {
         let disk = DiskInfo { name: "xvda".into(), path: "/a".into(), bytes: 4096, identity: String::new() };
-        let frozen = |disks| FrozenDisks { key: Secret([1; 32]), disks };
+        let frozen = |disks| FrozenDisks { key: Secret::of(&[1; 32]), disks };
         let refused = |frozen: &FrozenDisks| {
             assert!(frozen.check().is_err());
             FrozenDisks::decode(&frozen.encode()).unwrap_err()
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn the_key_is_not_shown() {
-        let frozen = FrozenDisks { key: Secret([0xab; 32]), disks: Vec::new() };
+        let frozen = FrozenDisks { key: Secret::of(&[0xab; 32]), disks: Vec::new() };
         assert!(!format!("{frozen:?}").contains("171"));
     }
 }

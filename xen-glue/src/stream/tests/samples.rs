@@ -107,7 +107,7 @@ pub(crate) fn frozen(guest: GuestType, pages: u64) -> Vec<u8> {
         identity: "pf1 wwid=- blocks=0:00000000000000aa".to_owned(),
     };
     let disks = vec![disk("xvda", 1 << 20), disk("xvdb", 8192)];
-    writer.frozen_disks(&FrozenDisks { key: Secret([3; 32]), disks }).unwrap();
+    writer.frozen_disks(&FrozenDisks { key: Secret::of(&[3; 32]), disks }).unwrap();
     send(&mut writer, &normal(0..pages));
     let left: Vec<_> =
         (pages..2 * pages).map(|pfn| PageEntry::new(Pfn(pfn), PageType::AllocateOnly)).collect();
