@@ -10,7 +10,7 @@ use mover::disk::image::Role;
 /// As `qemu-img create -f qcow2 -F raw -b ../golden.raw` makes it.
 const CLONE: &[u8] = include_bytes!("../../../../mover/tests/kept/clones/one.qcow2");
 
-/// 500 pages stand on the base, of which the guest has rewritten some, and 100 on an image that the settings name.
+/// 500 pages stand on the base and 100 on an image that the settings name. Some go by the wire, where that is done with them first.
 #[test]
 fn pages_that_stand_under_a_clone_are_loaded_from_there() {
     let directory = tempfile::tempdir().unwrap();
@@ -53,8 +53,8 @@ fn pages_that_stand_under_a_clone_are_loaded_from_there() {
     let (saved, restored) = (trip.saved.unwrap(), trip.restored.unwrap());
     assert_same(&guest, &trip.copy);
     let ferried = saved.ferried.unwrap();
-    assert!(ferried.references >= 500 && ferried.refetched == 0, "{ferried:?}");
-    assert!(restored.references >= 500 && ferried.disk_bytes >= 500 * 4096, "{restored:?}, {ferried:?}");
+    assert!(ferried.references >= 400 && ferried.refetched == 0, "{ferried:?}");
+    assert!(restored.references >= 400 && ferried.disk_bytes >= 400 * 4096, "{restored:?}, {ferried:?}");
     let gone = |note: &String| note.contains("disk reference-2 is left out") && note.contains("none.raw");
     assert!(trip.notes.iter().any(gone), "{:?}", trip.notes);
 }
