@@ -58,6 +58,9 @@ pub struct Sweeper {
     done: Vec<Completion>,
 }
 
+/// What is told of the pages of a run, each with what stands in its place.
+type Told<'a, E> = dyn FnMut(&[Wanted], &[Found<'_>]) -> Result<(), E> + 'a;
+
 impl Sweeper {
     /// From `disks`, with `depth` reads under way at most; what is right has its check under `key`.
     pub fn new(disks: Arc<dyn Disks>, key: CheckKey, depth: usize) -> Result<Self, DiskError> {
@@ -76,7 +79,7 @@ impl Sweeper {
         &mut self,
         wanted: &[Wanted],
         go_on: &dyn Fn() -> bool,
-        each: &mut dyn FnMut(&[Wanted], &[Found<'_>]) -> Result<(), E>,
+        each: &mut Told<'_, E>,
     ) -> Result<End, E> {
         assert!(wanted.is_sorted_by_key(|w| w.block), "a sweep goes along the disk");
         assert!(self.under_way == 0, "it was broken off before");
@@ -121,7 +124,7 @@ impl Sweeper {
         wanted: &[Wanted],
         completion: Completion,
         again: &mut Vec<Range<usize>>,
-        each: &mut dyn FnMut(&[Wanted], &[Found<'_>]) -> Result<(), E>,
+        each: &mut Told<'_, E>,
     ) -> Result<(), E> {
         let Completion { slot, result } = completion;
         let flight = self.flights[slot.0].take().expect("only reads in flight complete");

@@ -195,7 +195,7 @@ impl<S: Source, T: Toolstack> Save<'_, S, T> {
     /// References to those of the pages left out that the disks gave, in the disks' order, and the other pages.
     fn read_back(&self, referrer: &Referrer) -> Result<(Vec<Reference>, Vec<u64>), SaveError> {
         let (mut right, mut stale) = (Vec::with_capacity(referrer.left.len()), Vec::new());
-        let disks: Arc<dyn Disks> = Arc::clone(&referrer.disks) as Arc<dyn Disks>;
+        let disks: Arc<dyn Disks> = Arc::<ImageDisks>::clone(&referrer.disks);
         let mut sweeper = Sweeper::new(disks, referrer.key.clone(), READ_DEPTH)?;
         let go_on = || !self.stop.load(Ordering::Relaxed);
         for some in referrer.left.chunks(SWEEP_PAGES) {

@@ -114,7 +114,7 @@ pub(crate) fn frozen(guest: GuestType, pages: u64) -> Vec<u8> {
     writer.page_data(&left, &[]).unwrap();
     let reference = |pfn: u64| Reference {
         pfn: Pfn(pfn),
-        block: BlockAddress { disk: DiskId(u8::from(pfn % 2 == 0)), sector: Sector(pfn % 8) },
+        block: BlockAddress { disk: DiskId(u8::from(pfn.is_multiple_of(2))), sector: Sector(pfn % 8) },
         check: Check([0x77; 16]),
     };
     let (one, rest): (Vec<_>, Vec<_>) = (pages..2 * pages).map(reference).partition(|r| r.pfn.0 == pages);
