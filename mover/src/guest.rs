@@ -26,6 +26,11 @@ pub trait GuestMemory: Send + Sync {
     fn starts_zero(&self) -> bool {
         true
     }
+    /// What lends pages so that the kernel can pin them, where mapped ones can't be: to `slots` reads at a time, each of at
+    /// most [`crate::limits::READ_BYTES_MAX`]. Else a sentence about why there is none.
+    fn lender(&self, _slots: usize) -> Result<Box<dyn Lender>, String> {
+        Err("the kernel can't pin this guest's memory".to_owned())
+    }
     /// Keeps `pages` as they are, on the source, where its owner may take the guest away once it is released: they may be
     /// asked for until the drain is over. Called again and again while it runs, each time with all of them.
     fn keep(&self, _pages: &Bitmap) -> Result<(), GuestError> {
@@ -34,6 +39,19 @@ pub trait GuestMemory: Send + Sync {
     /// Sets in `into` the pages known never to have been touched, which read as zero, without touching them.
     /// A backend that can't tell sets nothing.
     fn untouched(&self, into: &mut Bitmap) -> Result<(), GuestError>;
+}
+
+/// Lends pages of a guest that has never run to reads that go straight into them. Whoever asks has claimed the pages, and does
+/// not give the claims back before it has returned the pages: so nothing is lent when the guest changes hands. One owner thread.
+pub trait Lender: Send {
+    /// A window to lend into, with room for a read's pages.
+    fn window(&mut self) -> Result<Window, GuestError>;
+    /// Lends `pages` to the read in `slot`, in this order; one that can't be lent is none in `window`. An error is a sentence:
+    /// nothing was lent, and nothing more is to be asked for.
+    fn lend(&mut self, slot: usize, pages: &[Pfn], window: &mut Window) -> Result<(), String>;
+    /// Takes back what was lent to the read in `slot`, which has ended, and what `window` holds. When it returns nobody has these
+    /// pages by the loan; if they can't be had back, the guest must not run.
+    fn take_back(&mut self, slot: usize, window: &mut Window) -> Result<(), GuestError>;
 }
 
 /// The log of pages the guest dirties, on the source.

@@ -426,7 +426,7 @@ impl Reader for ImageReader {
         let Some((file, pending)) = self.admit(read) else { return Ok(()) };
         self.reads.read(read.slot.0, file, pending.offset, read.bytes, pending.expected).map_err(Self::broken)
     }
-    fn read_direct(&mut self, read: Read, pages: &[GuestPage<'_>]) -> Result<(), DiskError> {
+    fn read_direct(&mut self, read: Read, pages: &[Option<GuestPage<'_>>]) -> Result<(), DiskError> {
         assert_eq!(pages.len() * PAGE_BYTES, read.bytes, "a direct read fills its pages");
         let Some((file, pending)) = self.admit(read) else { return Ok(()) };
         self.reads
@@ -587,20 +587,24 @@ mod tests {
         let disks = disks(&path);
         for mut reader in [disks.image_reader(2).unwrap(), disks.thread_reader(2).unwrap()] {
             let mut memory = vec![PageBuf::zeroed(); 8];
+            // In between is one that nobody has a page for.
             let order = [3_usize, 4, 5, 0, 7];
             let mut window = Window::with_capacity(order.len());
             for page in order {
                 crate::memory::push_for_test(&mut window, NonNull::from(&mut memory[page]).cast());
             }
-            let pages: Vec<GuestPage<'_>> = (0..order.len()).map(|n| window.page(n).unwrap()).collect();
+            let page = |n| (n != 2).then(|| window.page(n).unwrap());
+            let pages: Vec<Option<GuestPage<'_>>> = (0..order.len()).map(page).collect();
             let read = Read { disk: DiskId(0), sector: Sector(16), bytes: order.len() * 4096, slot: Slot(1) };
             reader.read_direct(read, &pages).unwrap();
             let done = collect(&mut reader, 1);
             assert_eq!(*done[0].result.as_ref().unwrap(), order.len() * 4096);
-            for (number, page) in order.into_iter().enumerate() {
+            for (number, page) in order.into_iter().enumerate().filter(|(number, _)| *number != 2) {
                 assert!(memory[page].0[..] == bytes[(2 + number) * 4096..][..4096], "page {page}");
             }
-            assert!(memory[1] == PageBuf::zeroed() && memory[6] == PageBuf::zeroed());
+            assert!([1, 5, 6].iter().all(|page| memory[*page] == PageBuf::zeroed()));
+            let staged = &reader.staged(Slot(1))[2 * 4096..3 * 4096];
+            assert!(*staged == bytes[4 * 4096..5 * 4096], "it went into the slot, to its place there");
         }
     }
 

@@ -58,9 +58,9 @@ pub trait Reader: Send {
     fn slots(&self) -> usize;
     /// Queues a read into its staging slot, which must be free.
     fn read(&mut self, read: Read) -> Result<(), DiskError>;
-    /// Queues a read straight into guest pages (contiguous on disk, in this order); the slot is only its name.
-    /// The pages must stay mapped until its completion.
-    fn read_direct(&mut self, read: Read, pages: &[GuestPage<'_>]) -> Result<(), DiskError>;
+    /// Queues a read straight into guest pages (contiguous on disk, in this order). What has no page here goes into the
+    /// staging slot, to the place it would have in a read into that. The pages must stay mapped until its completion.
+    fn read_direct(&mut self, read: Read, pages: &[Option<GuestPage<'_>>]) -> Result<(), DiskError>;
     /// Submits what is queued and collects what has completed; waits at most `wait` for the first.
     fn complete(&mut self, done: &mut Vec<Completion>, wait: Duration) -> Result<(), DiskError>;
     /// The bytes of a staging slot whose read has completed.

@@ -357,7 +357,7 @@ mod tests {
             self.2 = true;
             self.1.read(read)
         }
-        fn read_direct(&mut self, _: Read, _: &[GuestPage<'_>]) -> Result<(), DiskError> {
+        fn read_direct(&mut self, _: Read, _: &[Option<GuestPage<'_>>]) -> Result<(), DiskError> {
             unreachable!("a keeper reads into slots")
         }
         fn complete(&mut self, done: &mut Vec<Completion>, wait: Duration) -> Result<(), DiskError> {

@@ -303,7 +303,7 @@ pub(super) mod tests {
             self.queued.push(read);
             Ok(())
         }
-        fn read_direct(&mut self, _: Read, _: &[GuestPage<'_>]) -> Result<(), DiskError> {
+        fn read_direct(&mut self, _: Read, _: &[Option<GuestPage<'_>>]) -> Result<(), DiskError> {
             unreachable!("scans read into slots")
         }
         fn complete(&mut self, done: &mut Vec<Completion>, _: Duration) -> Result<(), DiskError> {

@@ -229,7 +229,8 @@ impl SlotReads {
         self.issue(slot)
     }
 
-    /// Queues a read into guest pages, in this order. They must stay mapped until it has completed.
+    /// Queues a read into guest pages, in this order; what has none goes to its place in the slot. They must stay mapped
+    /// until it has completed.
     ///
     /// # Panics
     /// As [`Self::read`]; also if `pages` do not hold `bytes`.
@@ -239,13 +240,15 @@ impl SlotReads {
         file: usize,
         offset: u64,
         enough: usize,
-        pages: &[GuestPage<'_>],
+        pages: &[Option<GuestPage<'_>>],
     ) -> io::Result<()> {
+        let own = self.arena.address(slot);
         let flight = self.start(slot, file, offset, pages.len() * PAGE_BYTES, enough);
         flight.pieces = 0;
-        for page in pages {
-            let address = page.address().as_ptr();
-            // Pages that are neighbours in memory share a piece: fewer for the kernel to walk.
+        for (at, page) in pages.iter().enumerate() {
+            let address =
+                page.map_or(own.as_ptr().wrapping_add(at * PAGE_BYTES), |page| page.address().as_ptr());
+            // Neighbours in memory share a piece: fewer for the kernel to walk.
             if let Some(last) = flight.pieces.checked_sub(1) {
                 let piece = &mut flight.iovecs[last];
                 if piece.iov_base.cast::<u8>().wrapping_add(piece.iov_len) == address {

@@ -116,6 +116,8 @@ pub struct Landing {
     pub settled: Bell,
     /// Rung when there are references to load, pages to ask for, or the end has come.
     pub work: Bell,
+    /// Why pages are not loaded straight into guest memory any more, or never were, where that was asked for.
+    pub not_direct: OnceLock<String>,
     /// Set while the guest changes hands and nobody waits for what is outstanding: what is read meanwhile keeps the
     /// record of the handover waiting at the same disk, and the guest with it.
     pub hushed: AtomicBool,
@@ -137,6 +139,7 @@ impl Landing {
             counts: Counts::default(),
             settled: Bell::default(),
             work: Bell::default(),
+            not_direct: OnceLock::new(),
             hushed: AtomicBool::new(false),
             mode: AtomicU8::new(EARLY),
             hold: OnceLock::new(),

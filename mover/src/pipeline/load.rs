@@ -7,29 +7,39 @@
 //! The disks never wait for the loader: reads are queued before what has completed is checked, for which there are
 //! more slots than reads under way, and the next sweep is begun while the last reads of the one before are out.
 //!
-//! A run goes straight into guest pages where it has no gaps, memory can be pinned and the guest has not started
-//! (`direct`); otherwise into a staging slot, from where good pages are copied.
+//! A run is read into a staging slot, from where good pages are copied. Where loads are *direct* and the guest has not started,
+//! its pages are lent to the read instead ([`crate::guest::Lender`]), claimed for as long, and only what stands between them
+//! goes into the slot, and whatever can't be lent:
+//!
+//! ```text
+//!     on disk   | a | b |gap| c | c' | d |     c and c': two pages want this block
+//!     into      | a | b |slot|slot   | d |
+//!                 claim, lend -> read -> check -> take back -> settle
+//! ```
+//! A page is settled only when it has been taken back, and the switch waits for claims: nothing is lent when the guest runs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use crate::disk::{Completion, Disks, Read, Reader, Slot};
-use crate::error::Error;
+use crate::error::{Error, GuestError};
 use crate::fingerprint::CheckKey;
+use crate::guest::{GuestMemory, Lender};
 use crate::limits::{PAGES_PER_FRAME, READ_BYTES_MAX};
 use crate::memory::{GuestPage, PageBuf, Window};
 use crate::pipeline::landing::{Incoming, Landing};
+use crate::pipeline::run::Run;
 use crate::pipeline::table::{State, Wanted};
 use crate::runtime::Moment;
-use crate::units::{PAGE_BYTES, PAGE_BYTES_U64, Pfn, Sector, u64_of, usize_of};
+use crate::units::{PAGE_BYTES, Pfn, Sector, u64_of, usize_of};
 
 /// References taken in one sweep, so that a sort finds neighbours: 128 MiB of pages.
 pub const SWEEP_PAGES: usize = 32 * 1024;
 /// The same where other references are held back meanwhile: what is in a sweep has been begun.
 const SWEEP_PAGES_AHEAD: usize = 1024;
-/// Gaps up to this are read through: at 64 KiB a read costs about as much as another operation.
-pub const GAP_BYTES_MAX: u64 = 64 * 1024;
+/// Pages of a read.
+const READ_PAGES: usize = READ_BYTES_MAX / PAGE_BYTES;
 /// Reads under way while the guest changes hands.
 const HUSHED_DEPTH: usize = 1;
 /// How long an idle loader sleeps before it looks whether the migration has ended.
@@ -53,8 +63,8 @@ struct Flight {
     members: std::ops::Range<usize>,
     /// First byte on disk.
     start: u64,
-    /// Whether it goes straight into guest pages, which are claimed.
-    direct: bool,
+    /// Where it goes straight into guest pages, page by page on disk: the place of the page lent in the window. These are claimed.
+    lent: Vec<Option<usize>>,
     window: Window,
 }
 
@@ -66,7 +76,8 @@ pub struct Loader {
     reader: Box<dyn Reader>,
     /// Reads under way at most.
     depth: usize,
-    direct: bool,
+    /// Whether pages are lent; what was lent is given back whatever this says.
+    lends: bool,
     /// Set when no more references can come and none is outstanding.
     finish: Arc<AtomicBool>,
     sweeps: [Sweep; 2],
@@ -81,6 +92,8 @@ pub struct Loader {
     page: PageBuf,
     window: Window,
     busy_since: Option<Moment>,
+    /// Behind the reader, which waits for its reads, and the windows.
+    lender: Option<Box<dyn Lender>>,
 }
 
 impl Loader {
@@ -96,15 +109,21 @@ impl Loader {
         let reader = disks.reader(depth + depth.div_ceil(2))?;
         let slots = reader.slots();
         let memory = Arc::clone(&landing.memory);
+        let mut lender = match direct {
+            true => lender(&memory, slots).map_err(|why| landing.not_direct.set(why)).ok(),
+            false => None,
+        };
         let spare = (0..slots)
             .map(|_| {
-                let window = memory.window(READ_BYTES_MAX / PAGE_BYTES)?;
-                Ok(Flight { turn: 0, members: 0..0, start: 0, direct: false, window })
+                let window = lender.as_mut().map_or_else(|| Ok(Window::with_capacity(0)), |l| l.window())?;
+                let lent = Vec::with_capacity(READ_PAGES);
+                Ok(Flight { turn: 0, members: 0..0, start: 0, lent, window })
             })
             .collect::<Result<_, Error>>()?;
         let sweep = || Sweep { wanted: Vec::with_capacity(SWEEP_PAGES), ..Sweep::default() };
         Ok(Self {
-            direct: direct && memory.pinnable(),
+            lends: lender.is_some(),
+            lender,
             window: memory.window(PAGES_PER_FRAME)?,
             landing,
             disks,
@@ -227,22 +246,18 @@ impl Loader {
         let run = Run::at(&sweep.wanted, sweep.next, alignment);
         sweep.next = run.members.end;
         sweep.runs += 1;
-        let whole = run.is_whole(&sweep.wanted);
         let slot = self.flights.iter().position(Option::is_none).expect("a spare flight has a free slot");
         flight.turn = self.turn;
         flight.members = run.members.clone();
         flight.start = run.start;
         let sector = Sector::holding(run.start);
         let read = Read { disk, sector, bytes: usize_of(run.end - run.start), slot: Slot(slot) };
-        flight.direct = self.direct && whole && self.claim_run(&run.members, &mut flight.window)?;
-        let queued = if flight.direct {
-            let mut pages: [Option<GuestPage<'_>>; READ_BYTES_MAX / PAGE_BYTES] =
-                [None; READ_BYTES_MAX / PAGE_BYTES];
-            for (at, page) in pages[..run.members.len()].iter_mut().enumerate() {
-                *page = flight.window.page(at);
+        let queued = if self.lend(slot, &run, &mut flight)? {
+            let mut pages: [Option<GuestPage<'_>>; READ_PAGES] = [None; READ_PAGES];
+            for (page, place) in pages.iter_mut().zip(&flight.lent) {
+                *page = place.and_then(|place| flight.window.page(place));
             }
-            let first = pages[0].expect("claim_run has looked");
-            self.reader.read_direct(read, &pages.map(|p| p.unwrap_or(first))[..run.members.len()])
+            self.reader.read_direct(read, &pages[..flight.lent.len()])
         } else {
             self.reader.read(read)
         };
@@ -250,47 +265,87 @@ impl Loader {
         Ok(queued?)
     }
 
-    /// Claims all pages of a run for a direct load and maps them; none if any of them is superseded, can't be
-    /// mapped, or the guest is about to start.
-    fn claim_run(&self, members: &std::ops::Range<usize>, window: &mut Window) -> Result<bool, Error> {
-        let table = &self.landing.table;
-        let sweep = &self.sweeps[self.turn].wanted[members.clone()];
-        let claimed = sweep.iter().take_while(|w| table.claim_load(w.pfn, w.version)).count();
-        let mut good = claimed == sweep.len();
-        self.landing.runtime.interleave();
-        if good {
-            let mut pfns = [Pfn(0); READ_BYTES_MAX / PAGE_BYTES];
-            for (pfn, wanted) in pfns.iter_mut().zip(sweep) {
-                *pfn = wanted.pfn;
-            }
-            self.landing.memory.map(&pfns[..sweep.len()], window)?;
-            good = (0..sweep.len()).all(|at| window.page(at).is_some()) && self.landing.is_early();
+    /// Has those of a run's pages lent to the read in `slot` that it can go straight into, and claims them; whether there is
+    /// any. None that is superseded or held back, and none at all once the guest is about to start.
+    fn lend(&mut self, slot: usize, run: &Run, flight: &mut Flight) -> Result<bool, Error> {
+        flight.lent.clear();
+        let (landing, wanted) = (&self.landing, &self.sweeps[self.turn].wanted);
+        let Some(lender) = self.lender.as_mut().filter(|_| self.lends && landing.is_early()) else {
+            return Ok(false);
+        };
+        if !run.is_aligned(wanted) {
+            return Ok(false);
         }
-        if !good {
-            for wanted in &sweep[..claimed] {
-                table.unclaim(wanted.pfn, wanted.version, State::Outstanding(wanted.version));
+        let unclaim =
+            |one: &Wanted| landing.table.unclaim(one.pfn, one.version, State::Outstanding(one.version));
+        let (mut pfns, mut members) = ([Pfn(0); READ_PAGES], [0; READ_PAGES]);
+        let mut claimed = 0;
+        flight.lent.resize(run.pages(), None);
+        for at in run.members.clone().filter(|at| run.is_alone(wanted, *at)) {
+            let one = &wanted[at];
+            if !landing.table.claim_load(one.pfn, one.version) {
+                continue;
             }
-            self.landing.runtime.ring(&self.landing.settled);
+            if landing.is_ahead(one.pfn) {
+                unclaim(one);
+                continue;
+            }
+            flight.lent[run.page_of(one)] = Some(claimed);
+            (pfns[claimed], members[claimed]) = (one.pfn, at);
+            claimed += 1;
         }
-        Ok(good)
+        landing.runtime.interleave();
+        let mut lent = 0;
+        if claimed > 0 && landing.is_early() {
+            match lender.lend(slot, &pfns[..claimed], &mut flight.window) {
+                Ok(()) => lent = claimed,
+                Err(why) => {
+                    self.lends = false;
+                    // The first reason is the one that matters.
+                    let _ = landing.not_direct.set(why);
+                }
+            }
+        }
+        let mut any = false;
+        for (place, at) in members[..claimed].iter().enumerate() {
+            let one = &wanted[*at];
+            if place < lent.min(flight.window.len()) && flight.window.page(place).is_some() {
+                any = true;
+            } else {
+                flight.lent[run.page_of(one)] = None;
+                unclaim(one);
+            }
+        }
+        landing.runtime.ring(&landing.settled);
+        if lent > 0 && !any {
+            lender.take_back(slot, &mut flight.window)?;
+        }
+        Ok(any)
     }
 
     /// Checks and lands the pages of a completed read.
     fn land(&mut self, completion: Completion) -> Result<(), Error> {
         let slot = completion.slot;
-        let flight = self.flights[slot.0].take().expect("only reads in flight complete");
+        let mut flight = self.flights[slot.0].take().expect("only reads in flight complete");
         self.sweeps[flight.turn].runs -= 1;
         let bytes = completion.result.unwrap_or(0);
         self.landing.counts.disk_bytes.fetch_add(u64_of(bytes), SeqCst);
+        let mut good = [None; READ_PAGES];
+        if flight.lent.iter().any(Option::is_some) {
+            self.check_lent(&flight, bytes, &mut good);
+            if let Some(lender) = &mut self.lender {
+                lender.take_back(slot.0, &mut flight.window)?;
+            }
+        }
         for at in flight.members.clone() {
             let wanted = self.sweeps[flight.turn].wanted[at];
             let offset = usize_of(wanted.block.sector.bytes() - flight.start);
-            let whole = offset + PAGE_BYTES <= bytes;
-            let good = if flight.direct {
-                self.settle_direct(wanted, whole, flight.window.page(at - flight.members.start))
-            } else {
-                let read = self.reader.staged(slot)[..bytes].get(offset..).unwrap_or_default();
-                land_read(&self.landing, &self.key, wanted, read, &mut self.page, &mut self.window)?
+            let good = match good[offset / PAGE_BYTES] {
+                Some(good) => self.settle_lent(wanted, good),
+                None => {
+                    let read = self.reader.staged(slot)[..bytes].get(offset..).unwrap_or_default();
+                    land_read(&self.landing, &self.key, wanted, read, &mut self.page, &mut self.window)?
+                }
             };
             self.landing.counts.checked.fetch_add(1, SeqCst);
             if !good {
@@ -302,13 +357,23 @@ impl Loader {
         Ok(())
     }
 
-    /// Settles a page that was read in place: it is there if its bytes are right, else as outstanding as before.
-    fn settle_direct(&mut self, wanted: Wanted, whole: bool, page: Option<GuestPage<'_>>) -> bool {
-        let good = whole
-            && page.is_some_and(|page| {
+    /// Sets in `good`, for each page on disk that was read into guest memory, whether its bytes are right there.
+    fn check_lent(&mut self, flight: &Flight, bytes: usize, good: &mut [Option<bool>; READ_PAGES]) {
+        for at in flight.members.clone() {
+            let wanted = self.sweeps[flight.turn].wanted[at];
+            let offset = usize_of(wanted.block.sector.bytes() - flight.start);
+            let lent = flight.lent[offset / PAGE_BYTES].and_then(|place| flight.window.page(place));
+            if let Some(page) = lent {
+                let whole = offset + PAGE_BYTES <= bytes;
                 page.copy_to(&mut self.page);
-                self.key.check(&self.page) == wanted.check
-            });
+                good[offset / PAGE_BYTES] = Some(whole && self.key.check(&self.page) == wanted.check);
+            }
+        }
+    }
+
+    /// Settles a page that was read in place and is nobody's but the guest's again: it is there if its bytes are right, else
+    /// as outstanding as before.
+    fn settle_lent(&self, wanted: Wanted, good: bool) -> bool {
         let (table, before) = (&self.landing.table, State::Outstanding(wanted.version));
         if good {
             table.placed(wanted.pfn, wanted.version, before);
@@ -317,6 +382,27 @@ impl Loader {
             table.unclaim(wanted.pfn, wanted.version, before);
         }
         good
+    }
+}
+
+/// What lends pages of `memory`: nothing has to be done where the kernel can pin them as they are mapped.
+fn lender(memory: &Arc<dyn GuestMemory>, slots: usize) -> Result<Box<dyn Lender>, String> {
+    if memory.pinnable() { Ok(Box::new(Mapped(Arc::clone(memory)))) } else { memory.lender(slots) }
+}
+
+/// Lends pages as they are mapped.
+struct Mapped(Arc<dyn GuestMemory>);
+
+impl Lender for Mapped {
+    fn window(&mut self) -> Result<Window, GuestError> {
+        self.0.window(READ_PAGES)
+    }
+    fn lend(&mut self, _: usize, pages: &[Pfn], window: &mut Window) -> Result<(), String> {
+        self.0.map(pages, window).map_err(|error| error.to_string())
+    }
+    fn take_back(&mut self, _: usize, window: &mut Window) -> Result<(), GuestError> {
+        window.clear();
+        Ok(())
     }
 }
 
@@ -345,99 +431,4 @@ pub fn land_read(
     }
     landing.land_load(wanted.pfn, wanted.version, Incoming::Staged(bytes, page), window)?;
     Ok(true)
-}
-
-/// A stretch of a sorted sweep that is read at once.
-struct Run {
-    members: std::ops::Range<usize>,
-    start: u64,
-    end: u64,
-}
-
-impl Run {
-    /// The longest run from place `first` on: same disk, gaps within [`GAP_BYTES_MAX`], within a read's limit, its
-    /// ends moved out to the disk's alignment.
-    fn at(sweep: &[Wanted], first: usize, alignment: u64) -> Self {
-        let down = |at: u64| at / alignment * alignment;
-        let up = |at: u64| at.div_ceil(alignment) * alignment;
-        let disk = sweep[first].block.disk;
-        let start = down(sweep[first].block.sector.bytes());
-        let mut end = sweep[first].block.sector.bytes() + PAGE_BYTES_U64;
-        let mut last = first + 1;
-        while let Some(next) = sweep.get(last) {
-            let from = next.block.sector.bytes();
-            let to = end.max(from + PAGE_BYTES_U64);
-            let fits = up(to) - start <= u64_of(READ_BYTES_MAX);
-            if next.block.disk != disk || from > end + GAP_BYTES_MAX || !fits {
-                break;
-            }
-            end = to;
-            last += 1;
-        }
-        Self { members: first..last, start, end: up(end) }
-    }
-
-    /// Whether its pages follow one another on disk without a gap, a repetition or anything before and after.
-    fn is_whole(&self, sweep: &[Wanted]) -> bool {
-        let pages = sweep[self.members.clone()].iter().enumerate();
-        let mut places =
-            pages.map(|(at, w)| w.block.sector.bytes() == self.start + u64_of(at) * PAGE_BYTES_U64);
-        places.all(|right| right) && self.end - self.start == u64_of(self.members.len()) * PAGE_BYTES_U64
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fingerprint::Check;
-    use crate::units::{BlockAddress, DiskId, Version};
-
-    fn sweep(sectors: &[u64]) -> Vec<Wanted> {
-        let wanted = |(at, sector): (usize, &u64)| Wanted {
-            pfn: Pfn::at(at),
-            version: Version(1),
-            block: BlockAddress { disk: DiskId(0), sector: Sector(*sector) },
-            check: Check::default(),
-        };
-        sectors.iter().enumerate().map(wanted).collect()
-    }
-
-    #[test]
-    fn neighbours_are_one_run_and_far_ones_are_not() {
-        let s = sweep(&[8, 16, 24, 24 + 8 + 128, 10_000]);
-        let run = Run::at(&s, 0, 512);
-        assert_eq!((run.members.clone(), run.start, run.end), (0..4, 8 * 512, (24 + 8 + 128 + 8) * 512));
-        assert!(!run.is_whole(&s), "it has a gap");
-        assert!(Run::at(&s[..3], 0, 512).is_whole(&s));
-        assert_eq!(Run::at(&s, 4, 512).members, 4..5);
-    }
-
-    #[test]
-    fn a_run_is_widened_to_the_disks_alignment() {
-        let s = sweep(&[63, 71]);
-        let run = Run::at(&s, 0, 4096);
-        assert_eq!((run.start, run.end), (56 * 512, 80 * 512));
-        assert!(!run.is_whole(&s));
-    }
-
-    #[test]
-    fn duplicates_of_one_block_share_a_read() {
-        let s = sweep(&[8, 8, 8]);
-        let run = Run::at(&s, 0, 512);
-        assert_eq!((run.members.clone(), run.end - run.start), (0..3, 4096));
-        assert!(!run.is_whole(&s));
-    }
-
-    #[test]
-    fn no_run_is_longer_than_a_slot() {
-        let sectors: Vec<u64> = (0..600).map(|i| 1 + i * 8).collect();
-        let s = sweep(&sectors);
-        let mut first = 0;
-        while first < s.len() {
-            let run = Run::at(&s, first, 4096);
-            assert!(run.end - run.start <= u64_of(READ_BYTES_MAX));
-            assert!(run.members.end > first);
-            first = run.members.end;
-        }
-    }
 }

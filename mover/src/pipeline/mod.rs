@@ -10,6 +10,7 @@ pub mod judge;
 pub mod landing;
 pub mod load;
 pub mod receive;
+mod run;
 pub mod send;
 pub mod table;
 pub mod work;

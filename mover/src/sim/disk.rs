@@ -284,7 +284,8 @@ struct Landing {
 
 enum Target {
     Staged(Vec<u8>),
-    Direct(Vec<Landing>),
+    /// Page by page; what has none goes into the buffer.
+    Direct(Vec<Option<Landing>>, Vec<u8>),
 }
 
 struct Request {
@@ -390,11 +391,15 @@ impl Device {
         }
         match &mut request.target {
             Target::Staged(buffer) => buffer[request.done..request.done + piece].copy_from_slice(&bytes),
-            Target::Direct(landings) => {
+            Target::Direct(landings, buffer) => {
                 for (i, chunk) in bytes.chunks(512).enumerate() {
                     let offset = request.done + i * 512;
-                    let landing = &landings[offset / PAGE_BYTES];
-                    landing.memory.page(landing.page).copy_part_from(offset % PAGE_BYTES, chunk);
+                    match &landings[offset / PAGE_BYTES] {
+                        Some(landing) => {
+                            landing.memory.page(landing.page).copy_part_from(offset % PAGE_BYTES, chunk);
+                        }
+                        None => buffer[offset..offset + chunk.len()].copy_from_slice(chunk),
+                    }
                 }
             }
         }
@@ -441,7 +446,7 @@ impl Reader for SimReader {
         self.enqueue(read, Target::Staged(vec![0xcd; read.bytes]))
     }
 
-    fn read_direct(&mut self, read: Read, pages: &[GuestPage<'_>]) -> Result<(), DiskError> {
+    fn read_direct(&mut self, read: Read, pages: &[Option<GuestPage<'_>>]) -> Result<(), DiskError> {
         if pages.len() * PAGE_BYTES != read.bytes {
             self.world.scheduler.fail(format!("a direct read of {} pages: {read:?}", pages.len()));
         }
@@ -452,9 +457,9 @@ impl Reader for SimReader {
                 let (memory, page) = found.expect("direct reads go into guest memory");
                 Landing { memory: Arc::clone(memory), page }
             };
-            pages.iter().map(home).collect()
+            pages.iter().map(|page| page.as_ref().map(home)).collect()
         };
-        self.enqueue(read, Target::Direct(landings))
+        self.enqueue(read, Target::Direct(landings, vec![0xcd; read.bytes]))
     }
 
     fn complete(&mut self, done: &mut Vec<Completion>, wait: Duration) -> Result<(), DiskError> {
@@ -471,9 +476,8 @@ impl Reader for SimReader {
                 for (request, result) in finished {
                     let slot = request.read.slot;
                     self.queue.state().slots[slot.0] = Staging::Free;
-                    if let Target::Staged(bytes) = request.target {
-                        self.buffers[slot.0] = bytes;
-                    }
+                    let (Target::Staged(bytes) | Target::Direct(_, bytes)) = request.target;
+                    self.buffers[slot.0] = bytes;
                     done.push(Completion { slot, result });
                 }
                 return Ok(());

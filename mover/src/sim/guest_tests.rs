@@ -272,7 +272,7 @@ fn reads_come_back_right_late_and_in_any_order_and_direct_ones_land_in_pieces() 
                 reader.read(read(slot)).unwrap();
             }
             let page = guest.memory[TARGET].page(0);
-            reader.read_direct(read(3), &[page]).unwrap();
+            reader.read_direct(read(3), &[Some(page)]).unwrap();
             let mut done = Vec::new();
             let expected = guest.state().disk_expected[0].clone();
             while done.len() < 4 {

@@ -94,6 +94,8 @@ pub(super) struct Reception {
     pub(super) small: Vec<SmallLoader>,
     pub(super) tasks: Vec<(&'static str, Box<dyn Task>)>,
     pub(super) lost_at: Option<Moment>,
+    /// It has been said why loads are not direct.
+    said_not_direct: bool,
     shared: Arc<receive::Reception>,
     peer: Option<Peer>,
     lanes: Vec<LaneHandle>,
@@ -141,6 +143,7 @@ impl Reception {
             small: Vec::new(),
             tasks: Vec::new(),
             lost_at: None,
+            said_not_direct: false,
             shared,
             peer: None,
             lanes: Vec::new(),
@@ -249,6 +252,7 @@ impl Reception {
             self.peer_lost(error)?;
         }
         self.failure.check()?;
+        self.say_not_direct();
         self.sample();
         if let Some(Fallen { task, what }) = self.around.runtime.fallen().cloned() {
             return Err(Error::Panicked { task, what });
@@ -257,6 +261,16 @@ impl Reception {
             return Err(Error::Cancelled { by: "here" });
         }
         Ok(())
+    }
+
+    /// Says once why pages do not go straight into guest memory, where they were to.
+    fn say_not_direct(&mut self) {
+        if let (false, Some(why)) = (self.said_not_direct, self.landing.not_direct.get()) {
+            self.said_not_direct = true;
+            let at_ms = self.around.runtime.now().since(self.began).as_secs_f64() * 1e3;
+            let text = format!("pages are loaded by way of a buffer: {why}");
+            self.around.observer.event(Event::Notice { at_ms, text });
+        }
     }
 
     /// Without its source, a guest that is not complete yet is given up; one that is waits for it.

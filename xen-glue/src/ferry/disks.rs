@@ -115,7 +115,7 @@ impl Reader for PresentReader {
             None => Ok(()),
         }
     }
-    fn read_direct(&mut self, read: Read, pages: &[GuestPage<'_>]) -> Result<(), DiskError> {
+    fn read_direct(&mut self, read: Read, pages: &[Option<GuestPage<'_>>]) -> Result<(), DiskError> {
         match self.here(read) {
             Some(read) => self.inner.read_direct(read, pages),
             None => Ok(()),
