@@ -2,7 +2,7 @@
 //! core dumps.
 //!
 //! What it needs as root it needs as the *owner* of files: `/dev/xen/*`, xenstore's socket, the settings, indexes, notes and the
-//! log are root's own, and Linux asks for no capability behind the open (`drivers/xen/privcmd.c`, `evtchn.c`: none
+//! log are root's own, and Linux asks for no capability behind the open (`drivers/xen/privcmd.c`, `evtchn.c`, `gntdev.c`: none
 //! of their calls does). Memory locked for hypercalls is paid for by lifting the limit first. What is kept is the right to
 //! *read* files of others, for a guest's disk may be another user's image, and which it is the target learns from the handshake; and
 //! to listen on the port that `lanes_address` names. The threads that face the network have neither: those that wait for the

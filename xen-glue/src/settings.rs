@@ -18,6 +18,8 @@
 //!   lanes_cert        PAGEFERRY_LANES_CERT         this authority has certified, with this host's certificate and private key
 //!   lanes_key         PAGEFERRY_LANES_KEY
 //!   lanes_peer_name   PAGEFERRY_LANES_PEER_NAME    none: the host dialled; what the source's certificate has to be for
+//!   loads             PAGEFERRY_LOADS              "auto": the faster by measurement, which is "staged"; "grants": reads of
+//!                                                  disks go straight into the guest's pages; "staged": by way of a buffer
 //!   throttle          PAGEFERRY_THROTTLE           "off"; "auto": slow the guest down while it writes faster than that
 //! ```
 //!
@@ -86,6 +88,34 @@ pub enum ModeName {
     Lazy,
 }
 
+/// How pages that are loaded from disks come into the guest's memory, before it runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Loads {
+    /// The faster way, by measurement: [`Self::FASTER`].
+    #[default]
+    Auto,
+    /// Straight: the guest's pages are lent to the disk's reads by grants, where that can be done.
+    Grants,
+    /// By way of a buffer, from which they are copied past the cache.
+    Staged,
+}
+
+impl Loads {
+    /// What was measured to be faster (docs/BENCHMARKS.md, "Direct loads on Xen").
+    const FASTER: Self = Self::Staged;
+
+    /// Whether by grants.
+    #[must_use]
+    pub fn are_direct(self) -> bool {
+        match self {
+            Self::Auto => Self::FASTER == Self::Grants,
+            Self::Grants => true,
+            Self::Staged => false,
+        }
+    }
+}
+
 /// Whether a guest may be slowed down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -124,6 +154,8 @@ pub struct Settings {
     pub lanes_key: Option<PathBuf>,
     /// What a source's certificate has to be for, if not for the host dialled.
     pub lanes_peer_name: Option<String>,
+    /// How pages are loaded from disks.
+    pub loads: Loads,
     /// Whether to slow the guest down before it comes to that.
     pub throttle: Throttle,
 }
@@ -144,6 +176,7 @@ impl Default for Settings {
             lanes_cert: None,
             lanes_key: None,
             lanes_peer_name: None,
+            loads: Loads::default(),
             throttle: Throttle::default(),
         }
     }
@@ -204,6 +237,7 @@ struct File {
     lanes_cert: Option<PathBuf>,
     lanes_key: Option<PathBuf>,
     lanes_peer_name: Option<String>,
+    loads: Option<Loads>,
     throttle: Option<Throttle>,
 }
 
@@ -284,6 +318,15 @@ fn addresses(found: Vec<String>) -> Result<Vec<String>, String> {
     }
 }
 
+fn loads(text: &str) -> Result<Loads, String> {
+    match text {
+        "auto" => Ok(Loads::Auto),
+        "grants" => Ok(Loads::Grants),
+        "staged" => Ok(Loads::Staged),
+        _ => Err(format!("there are no loads `{text}`; there are auto, grants and staged")),
+    }
+}
+
 fn throttle(text: &str) -> Result<Throttle, String> {
     match text {
         "off" => Ok(Throttle::Off),
@@ -358,6 +401,7 @@ impl Settings {
         take(&variable, "PAGEFERRY_LANES_PEER_NAME", &mut settings.lanes_peer_name, |text| {
             Ok((!text.is_empty()).then(|| text.to_owned()))
         })?;
+        take(&variable, "PAGEFERRY_LOADS", &mut settings.loads, loads)?;
         take(&variable, "PAGEFERRY_THROTTLE", &mut settings.throttle, throttle)?;
         settings.agree()?;
         Ok(settings)
@@ -412,6 +456,7 @@ impl Settings {
         self.lanes_cert = file.lanes_cert;
         self.lanes_key = file.lanes_key;
         self.lanes_peer_name = file.lanes_peer_name;
+        self.loads = file.loads.unwrap_or(self.loads);
         self.throttle = file.throttle.unwrap_or(self.throttle);
         Ok(())
     }
@@ -453,7 +498,8 @@ mod tests {
         assert_eq!(load("", &[]), Ok(Settings::default()));
         let file = "policy = \"stock\"\nmax_downtime = \"1.5s\"\nmax_rounds = 9\non_no_convergence = \"abort\"\n\
              mode = \"refer\"\nlanes = 4\nlanes_plaintext = false\nlanes_address = [\"10.0.0.1\", \"[fd00::1]:7000\"]\n\
-             lanes_peer_name = \"here\"\nlanes_ca = \"/a\"\nlanes_cert = \"/b\"\nlanes_key = \"/c\"\nthrottle = \"auto\"\n";
+             lanes_peer_name = \"here\"\nlanes_ca = \"/a\"\nlanes_cert = \"/b\"\nlanes_key = \"/c\"\nloads = \"staged\"\n\
+             throttle = \"auto\"\n";
         let read = Settings {
             policy: PolicyName::Stock,
             max_downtime: Duration::from_millis(1500),
@@ -467,6 +513,7 @@ mod tests {
             lanes_cert: Some("/b".into()),
             lanes_key: Some("/c".into()),
             lanes_peer_name: Some("here".into()),
+            loads: Loads::Staged,
             throttle: Throttle::Auto,
         };
         assert_eq!(load(file, &[]), Ok(read));
@@ -483,6 +530,7 @@ mod tests {
             ("PAGEFERRY_LANES_CERT", ""),
             ("PAGEFERRY_LANES_KEY", ""),
             ("PAGEFERRY_LANES_PEER_NAME", ""),
+            ("PAGEFERRY_LOADS", "grants"),
             ("PAGEFERRY_THROTTLE", "off"),
         ];
         let set = Settings {
@@ -494,6 +542,7 @@ mod tests {
             lanes: 16,
             lanes_plaintext: true,
             lanes_address: vec!["host:1".into(), "10.0.0.2".into()],
+            loads: Loads::Grants,
             throttle: Throttle::Off,
             ..Settings::default()
         };
@@ -511,7 +560,16 @@ mod tests {
             .collect();
         assert_eq!(load(&set.join("\n"), &[]), Ok(Settings::default()));
         let keys: Vec<_> = set.iter().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
-        let all = ["policy", "max_downtime", "max_rounds", "on_no_convergence", "throttle", "mode", "lanes"];
+        let all = [
+            "policy",
+            "max_downtime",
+            "max_rounds",
+            "on_no_convergence",
+            "throttle",
+            "mode",
+            "lanes",
+            "loads",
+        ];
         assert!(all.iter().all(|key| keys.contains(key)), "{keys:?}");
     }
 
@@ -527,6 +585,7 @@ mod tests {
             ("max_rounds = -1", "max_rounds"),
             ("mode = \"lasy\"", "lasy"),
             ("lanes = 17", "out of range"),
+            ("loads = \"direct\"", "direct"),
             ("lanes_address = [\"a b\"]", "is no address"),
         ] {
             let error = load(file, &[]).unwrap_err();
@@ -539,6 +598,7 @@ mod tests {
             ("PAGEFERRY_ON_NO_CONVERGENCE", ""),
             ("PAGEFERRY_MODE", "Refer"),
             ("PAGEFERRY_LANES", "0"),
+            ("PAGEFERRY_LOADS", "buffer"),
             ("PAGEFERRY_LANES_PLAINTEXT", "1"),
             ("PAGEFERRY_LANES_ADDRESS", "a\tb"),
         ] {

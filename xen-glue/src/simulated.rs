@@ -1,18 +1,20 @@
 //! Domains made up in memory, for tests of the phases: what a guest does while it is saved is a script.
 #![forbid(unsafe_code)]
 
+mod grants;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use mover::bitmap::{Bitmap, SharedBitmap};
 use mover::error::GuestError;
-use mover::guest::{GuestMemory, HoldBack};
+use mover::guest::{GuestMemory, HoldBack, Lender};
 use mover::memory::{GuestPage, Mapping, PageBuf, Window};
 use mover::units::{PAGE_BYTES, PageCount, Pfn, u64_of, usize_of};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -20,9 +22,11 @@ use std::os::fd::AsFd;
 
 use crate::abi::{DomainId, Part};
 use crate::domain::{
-    Absent, Batch, DomainError, FinalState, Frames, Held, KindState, Lazy, Life, LogRead, Source,
-    StaticState, Target, Wiring, difference,
+    Absent, Batch, DomainError, FinalState, Frames, Held, KindState, Lazy, Lent, Life, Loans, LogRead,
+    Source, StaticState, Target, Wiring, difference,
 };
+pub(crate) use grants::{SimGrants, grant_world};
+
 use crate::stream::{DomainHeader, GuestType, HvmParam, P2mFrames, PageEntry, PageType, TscInfo};
 
 pub(crate) const ID: DomainId = DomainId(7);
@@ -229,7 +233,14 @@ impl Source for SimSource {
     fn memory(&mut self, absent: &Arc<Absent>) -> Result<Arc<dyn GuestMemory>, DomainError> {
         let guest = self.guest.borrow();
         let (mapping, holes, shy) = (Arc::clone(&guest.memory), guest.holes.clone(), guest.shy.clone());
-        Ok(Arc::new(SimMemory { mapping, holes, shy, absent: Some(Arc::clone(absent)), held: None }))
+        Ok(Arc::new(SimMemory {
+            mapping,
+            holes,
+            shy,
+            absent: Some(Arc::clone(absent)),
+            held: None,
+            grants: None,
+        }))
     }
     fn populated(&mut self) -> Result<Vec<Range<u64>>, DomainError> {
         let guest = self.guest.borrow();
@@ -257,6 +268,15 @@ struct SimMemory {
     absent: Option<Arc<Absent>>,
     /// On the target.
     held: Option<Arc<SimHold>>,
+    grants: Option<Arc<Granting>>,
+}
+
+/// Lends pages of a guest that never runs.
+pub(crate) struct Granting {
+    pub(crate) table: SimGrants,
+    loans: OnceLock<Arc<Loans>>,
+    /// Why it does not, if so.
+    pub(crate) refuses: OnceLock<String>,
 }
 
 /// Holds pages back from a guest that never runs: what is in their place is looked at by the test.
@@ -329,6 +349,22 @@ impl GuestMemory for SimMemory {
         self.mapping.fill(pfns.iter().map(there), window);
         Ok(())
     }
+    fn lender(&self, slots: usize) -> Result<Box<dyn Lender>, String> {
+        let granting = self.grants.as_ref().expect("asked of a target");
+        if let Some(why) = granting.refuses.get() {
+            return Err(why.clone());
+        }
+        let loans = Loans::with(ID, slots, Box::new(granting.table.clone()))?;
+        let held = self.held.clone();
+        // One that is paged out can't be mapped: the hypervisor would have whoever tries wait.
+        let lender = loans.lender(move |pfn| {
+            assert!(!held.as_ref().is_some_and(|hold| hold.is_held(pfn)), "{pfn} is held back");
+            // Some have no memory that can be lent.
+            !pfn.0.is_multiple_of(97)
+        });
+        assert!(granting.loans.set(loans).is_ok());
+        Ok(lender)
+    }
     fn untouched(&self, _: &mut Bitmap) -> Result<(), GuestError> {
         Ok(())
     }
@@ -355,6 +391,7 @@ pub(crate) struct SimTarget {
     /// Whether pages can be held back, and what does it then.
     pub(crate) can_hold: bool,
     pub(crate) hold: Arc<SimHold>,
+    pub(crate) grants: Arc<Granting>,
 }
 
 impl SimTarget {
@@ -369,8 +406,11 @@ impl SimTarget {
         let (mapping, held) = (Arc::clone(&landed.borrow().memory), SharedBitmap::new(pages));
         let (times, finished) = (AtomicU64::new(0), AtomicBool::new(false));
         let hold = Arc::new(SimHold { mapping, held, times, finished });
+        let table = SimGrants::of(&landed.borrow().memory);
+        let grants = Arc::new(Granting { table, loans: OnceLock::new(), refuses: OnceLock::new() });
+        let landed_too = Rc::clone(&landed);
         let target =
-            Self { landed: Rc::clone(&landed), batch, staging, comparing: false, can_hold: true, hold };
+            Self { landed: landed_too, batch, staging, comparing: false, can_hold: true, hold, grants };
         (target, landed)
     }
 }
@@ -438,7 +478,9 @@ impl Target for SimTarget {
         }
         let mapping = Arc::clone(&landed.memory);
         let held = Some(Arc::clone(&self.hold));
-        Ok(Arc::new(SimMemory { mapping, holes: BTreeSet::new(), shy: BTreeSet::new(), absent: None, held }))
+        let grants = Some(Arc::clone(&self.grants));
+        let (holes, shy) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Arc::new(SimMemory { mapping, holes, shy, absent: None, held, grants }))
     }
     fn hold_back(&self) -> Lazy {
         let (hold, can) = (Arc::clone(&self.hold), self.can_hold);
@@ -450,7 +492,14 @@ impl Target for SimTarget {
     fn difference(&self, at: usize, expected: &mut PageBuf) -> Result<Option<Range<usize>>, DomainError> {
         Ok(difference(&read(self.landed.borrow().memory.page(Pfn(self.batch[at]))), expected))
     }
+    fn lent(&self) -> Option<Lent> {
+        self.grants.loans.get().map(|loans| loans.figures()).filter(|lent| lent.pages > 0)
+    }
     fn finish(&mut self, state: &FinalState, wiring: &Wiring) -> Result<Frames, DomainError> {
+        if let Some(loans) = self.grants.loans.get() {
+            loans.close().map_err(|what| DomainError::Lent { domain: ID, what })?;
+        }
+        assert!(self.grants.table.written().is_empty(), "a guest is to run with grants of ours");
         assert_eq!(*wiring, WIRING);
         self.landed.borrow_mut().final_state = Some(state.clone());
         Ok(Frames { store: 3, console: 4 })

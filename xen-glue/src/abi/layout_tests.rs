@@ -14,7 +14,7 @@ fn program() -> String {
     let mut c = String::from(
         "#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n#define __XEN_TOOLS__ 1\n\
          #include <xen/xen.h>\n#include <xen/domctl.h>\n#include <xen/memory.h>\n#include <xen/grant_table.h>\n\
-         #include <xen/hvm/hvm_op.h>\n#include <xen/vm_event.h>\n#include <xen/sys/privcmd.h>\n#include <xen/sys/evtchn.h>\n\
+         #include <xen/hvm/hvm_op.h>\n#include <xen/vm_event.h>\n#include <xen/sys/privcmd.h>\n#include <xen/sys/evtchn.h>\n#include <xen/sys/gntdev.h>\n\
          #include <xen/arch-x86/xen.h>\n#include <xenctrl.h>\n#include <xenguest.h>\nint main(void) {\n\
          printf(\"%d\\n\", XEN_DOMCTL_INTERFACE_VERSION);",
     );

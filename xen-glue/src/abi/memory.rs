@@ -1,5 +1,6 @@
 //! Memory operations (`memory.h`), HVM parameters (`hvm/hvm_op.h`), page table operations (`xen.h`) and the ioctls of
-//! `/dev/xen/privcmd` and `/dev/xen/evtchn` (`sys/privcmd.h`, `sys/evtchn.h` of Xen; the kernel's own are the same).
+//! `/dev/xen/privcmd`, `/dev/xen/evtchn` and `/dev/xen/gntdev` (`sys/privcmd.h`, `sys/evtchn.h`, `sys/gntdev.h` of Xen; the
+//! kernel's own are the same).
 #![forbid(unsafe_code)]
 
 use super::layout::abi;
@@ -148,6 +149,42 @@ abi! {
         domain: u32 = "remote_domain" @ 0,
         /// Its port.
         port: u32 = "remote_port" @ 4,
+    }
+}
+
+abi! {
+    /// One grant of another domain's.
+    GntdevGrantRef = "struct ioctl_gntdev_grant_ref", 8 {
+        /// Whose.
+        domain: u32 = "domid" @ 0,
+        /// Its entry in that domain's table.
+        reference: u32 = "ref" @ 4,
+    }
+}
+
+abi! {
+    /// Names grants that the next `mmap` at `index` maps (`IOCTL_GNTDEV_MAP_GRANT_REF`); more of them follow the first.
+    GntdevMapGrantRef = "struct ioctl_gntdev_map_grant_ref", 24 {
+        /// How many.
+        count: u32 = "count" @ 0,
+        /// Zero.
+        pad: u32 = "pad" @ 4,
+        /// On return the offset for `mmap`, in bytes.
+        index: u64 = "index" @ 8,
+        /// The first.
+        first: [u32; 2] = "refs" @ 16,
+    }
+}
+
+abi! {
+    /// Forgets them (`IOCTL_GNTDEV_UNMAP_GRANT_REF`).
+    GntdevUnmapGrantRef = "struct ioctl_gntdev_unmap_grant_ref", 16 {
+        /// The offset.
+        index: u64 = "index" @ 0,
+        /// How many.
+        count: u32 = "count" @ 8,
+        /// Zero.
+        pad: u32 = "pad" @ 12,
     }
 }
 

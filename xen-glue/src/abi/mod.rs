@@ -18,6 +18,7 @@ pub mod entry;
 #[cfg(test)]
 mod entry_tests;
 mod evtchn;
+mod gntdev;
 mod lane;
 mod layout;
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use calls::{PolicySizes, ShadowOp, ShadowStats};
 pub use device::Xen;
 pub use domctl::{CpuidLeaf, DomainInfo, ExtVcpuContext, MsrEntry, Scheduling, TscInfo, VcpuInfo, VcpuMsr};
 pub use evtchn::EventChannels;
+pub use gntdev::{Gntdev, GrantWindow};
 pub use lane::{Beside, Kept, LaneWindow, Span};
 pub use layout::{LAYOUTS, Layout};
 pub use memory::MmuextOp;

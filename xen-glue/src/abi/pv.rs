@@ -125,6 +125,10 @@ abi! {
 impl GrantEntry {
     /// The frame may be mapped (`GTF_permit_access`).
     pub const PERMIT_ACCESS: u16 = 1;
+    /// Somebody has it mapped, for reading or for writing (`GTF_reading`, `GTF_writing`).
+    pub const IN_USE: u16 = 1 << 3 | 1 << 4;
+    /// Entries of a page of a table.
+    pub const A_PAGE: usize = 512;
     /// The entry of the console's page (`GNTTAB_RESERVED_CONSOLE`).
     pub const CONSOLE: usize = 0;
     /// The entry of xenstore's page (`GNTTAB_RESERVED_XENSTORE`).

@@ -10,11 +10,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use mover::memory::GuestPage;
 use mover::units::{PAGE_BYTES, u64_of, usize_of};
 use rustix::mm::{MapFlags, ProtFlags};
+use zerocopy::FromBytes;
 
 use super::device::{ioctl, request};
 use super::memory::{PrivcmdMmapBatch, PrivcmdMmapResource};
@@ -313,6 +315,10 @@ pub struct Resource {
     bytes: usize,
 }
 
+// SAFETY: the mapping belongs to this value alone, and to no thread. Worth it: a grant table is written by one thread and looked
+// over by another in the end.
+unsafe impl Send for Resource {}
+
 impl Resource {
     const GRANT_TABLE: u32 = 1;
 
@@ -358,24 +364,61 @@ impl Resource {
         }
     }
 
+    /// Entry `at` of a grant table of version 1.
+    ///
+    /// # Panics
+    /// If there is no such entry.
+    #[must_use]
+    pub fn grant(&self, at: usize) -> GrantEntry {
+        let place = self.place(at).cast::<u64>();
+        // SAFETY: inside the mapping, aligned; volatile, as the hypervisor writes its flags. Worth it: what was written is read back.
+        let word = unsafe { place.read_volatile() };
+        GrantEntry::read_from_bytes(&word.to_ne_bytes()).unwrap_or_default()
+    }
+
+    /// Empties entry `at` of a grant table of version 1; false, and it is as it was, while somebody has its frame mapped.
+    ///
+    /// # Panics
+    /// If there is no such entry.
+    pub fn clear_grant(&mut self, at: usize) -> bool {
+        let place = self.place(at);
+        // SAFETY: the flags stand first, aligned, inside the mapping; atomic, as the hypervisor sets and clears bits of them.
+        // Worth it: looking and clearing are one step, so that nobody can come to use it in between.
+        let flags = unsafe { AtomicU16::from_ptr(place.cast().as_ptr()) };
+        let now = flags.load(SeqCst);
+        if now & GrantEntry::IN_USE != 0 || flags.compare_exchange(now, 0, SeqCst, SeqCst).is_err() {
+            return false;
+        }
+        // SAFETY: as above. An entry without flags is nobody's business but ours.
+        unsafe {
+            let place = place.cast::<GrantEntry>().as_ptr();
+            (&raw mut (*place).domain).write_volatile(0);
+            (&raw mut (*place).frame).write_volatile(0);
+        }
+        true
+    }
+
+    /// Where entry `at` of a grant table of version 1 stands.
+    fn place(&self, at: usize) -> NonNull<u8> {
+        let offset = at * size_of::<GrantEntry>();
+        let end = offset + size_of::<GrantEntry>();
+        assert!(end <= self.bytes, "entry {at} of a table of {} bytes", self.bytes);
+        // SAFETY: inside the mapping, which was just looked at. Worth it: see `set_grant`.
+        unsafe { self.address.add(offset) }
+    }
+
     /// Writes entry `at` of a grant table of version 1, the flags last, so that nobody sees half an entry.
     ///
     /// # Panics
     /// If there is no such entry.
     pub fn set_grant(&mut self, at: usize, entry: GrantEntry) {
-        let offset = at * size_of::<GrantEntry>();
-        assert!(
-            offset + size_of::<GrantEntry>() <= self.bytes,
-            "entry {at} of a table of {} bytes",
-            self.bytes
-        );
+        let place = self.place(at).cast::<GrantEntry>().as_ptr();
         // SAFETY: inside the mapping, aligned; volatile and in this order, as the hypervisor reads it meanwhile.
         // Worth it: as above.
         unsafe {
-            let place = self.address.add(offset).cast::<GrantEntry>().as_ptr();
             (&raw mut (*place).frame).write_volatile(entry.frame);
             (&raw mut (*place).domain).write_volatile(entry.domain);
-            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            std::sync::atomic::fence(SeqCst);
             (&raw mut (*place).flags).write_volatile(entry.flags);
         }
     }

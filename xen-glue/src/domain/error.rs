@@ -61,6 +61,14 @@ pub enum DomainError {
         /// Pages of that batch.
         wanted: usize,
     },
+    /// Pages of a domain that is to run are still somebody's.
+    #[error("{domain} can't be let run: {what}. It is destroyed; report this, please")]
+    Lent {
+        /// Which.
+        domain: DomainId,
+        /// What is left.
+        what: String,
+    },
     /// The stream has more pages than the domain may have.
     #[error(
         "the stream has more than the {max} pages that {domain} may have. It belongs to another configuration, or is \
@@ -124,6 +132,7 @@ impl DomainError {
             Self::Gone { .. } => libc::ESRCH,
             Self::NoMemory { .. } => libc::ENOMEM,
             Self::TooMany { .. } | Self::Guest { .. } | Self::Stream { .. } => libc::EINVAL,
+            Self::Lent { .. } => libc::EBUSY,
             Self::Unsupported { .. } => libc::EOPNOTSUPP,
         }
     }

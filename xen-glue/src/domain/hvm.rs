@@ -14,8 +14,8 @@ use super::lanes::{RestoredMemory, SavedMemory, lock, populated};
 use super::pages::{BATCH_PAGES, Pages};
 use super::populate::Populate;
 use super::{
-    Absent, Batch, DomainError, FinalState, Frames, KindState, Lazy, Life, LogRead, Source, StaticState,
-    Target, Wiring, difference, grants,
+    Absent, Batch, DomainError, FinalState, Frames, KindState, Lazy, Lent, Life, LogRead, Source,
+    StaticState, Target, Wiring, difference, grants,
 };
 use crate::abi::{Access, ForeignWindow, Kept, Part};
 use crate::stream::{DomainHeader, GuestType, HvmParam, P2mFrames, PageEntry};
@@ -290,12 +290,18 @@ impl Target for HvmTarget {
             None => Box::new(|| Err("there is no memory yet".to_owned())),
         }
     }
+    fn lent(&self) -> Option<Lent> {
+        self.memory.as_ref()?.lent()
+    }
     fn finish(&mut self, state: &FinalState, wiring: &Wiring) -> Result<Frames, DomainError> {
         let KindState::Hvm { context, params } = &state.kind else {
             return Err(DomainError::Stream {
                 what: "it ends with a PV guest's state for an HVM guest".into(),
             });
         };
+        if let Some(memory) = &self.memory {
+            memory.end_loans()?;
+        }
         self.domain.set_tsc(&state.tsc)?;
         let frames = self.set_params(params)?;
         self.set_param(param::STORE_PORT, wiring.store_port.into())?;

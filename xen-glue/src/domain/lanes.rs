@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mover::bitmap::Bitmap;
 use mover::error::GuestError;
-use mover::guest::{GuestMemory, HoldBack};
+use mover::guest::{GuestMemory, HoldBack, Lender};
 use mover::memory::Window;
 use mover::units::{PageCount, Pfn, u64_of};
 
 use super::common::{Domain, LOG, fill_words};
+use super::loans::{Lent, Loans};
 use super::paging::Paging;
 use super::populate::Populate;
 use super::{Absent, BATCH_PAGES, DomainError, Held};
@@ -127,6 +128,8 @@ pub(super) struct RestoredMemory {
     /// Made for the first window; none with paging.
     span: OnceLock<Option<Arc<Span>>>,
     paging: OnceLock<Arc<Paging>>,
+    /// Once pages are lent to reads of disks.
+    loans: OnceLock<Arc<Loans>>,
     /// For pages outside the span only.
     late: Mutex<Late>,
 }
@@ -168,6 +171,7 @@ impl RestoredMemory {
             runs: runs.to_vec(),
             span: OnceLock::new(),
             paging: OnceLock::new(),
+            loans: OnceLock::new(),
             late: Mutex::new(late),
         })
     }
@@ -186,6 +190,17 @@ impl RestoredMemory {
         Ok(Held { hold, stop, cost })
     }
 
+    /// The domain is about to get the state it runs from: nothing of it may be lent, and nothing is from here on.
+    pub(super) fn end_loans(&self) -> Result<(), DomainError> {
+        let Some(loans) = self.loans.get() else { return Ok(()) };
+        loans.close().map_err(|what| DomainError::Lent { domain: self.domain, what })
+    }
+
+    /// What lending has come to, if anything was lent.
+    pub(super) fn lent(&self) -> Option<Lent> {
+        self.loans.get().map(|loans| loans.figures()).filter(|lent| lent.pages > 0)
+    }
+
     fn span(&self) -> Result<Option<&Arc<Span>>, GuestError> {
         if self.span.get().is_none() {
             let late = lock(&self.late);
@@ -200,9 +215,14 @@ impl RestoredMemory {
 
     /// Whether `pfn` has been populated since.
     fn is_beside(&self, pfn: Pfn) -> bool {
-        let behind = self.runs.partition_point(|run| run.start <= pfn.0);
-        behind.checked_sub(1).is_none_or(|at| pfn.0 >= self.runs[at].end)
+        is_outside(&self.runs, pfn)
     }
+}
+
+/// Whether `pfn` is in none of these runs, which ascend.
+fn is_outside(runs: &[Range<u64>], pfn: Pfn) -> bool {
+    let behind = runs.partition_point(|run| run.start <= pfn.0);
+    behind.checked_sub(1).is_none_or(|at| pfn.0 >= runs[at].end)
 }
 
 impl GuestMemory for RestoredMemory {
@@ -235,6 +255,14 @@ impl GuestMemory for RestoredMemory {
             None => Ok(()),
             Some(at) => Err(GuestError::State(format!("cannot map {} of {}. {LOG}", pfns[at], self.domain))),
         }
+    }
+    fn lender(&self, slots: usize) -> Result<Box<dyn Lender>, String> {
+        let loans = Loans::open(self.domain, slots)?;
+        // What comes up late may have no memory yet; the way by a buffer gives it some.
+        let runs = self.runs.clone();
+        let lender = loans.lender(move |pfn| !is_outside(&runs, pfn));
+        assert!(self.loans.set(loans).is_ok(), "there is one loader");
+        Ok(lender)
     }
     fn untouched(&self, _: &mut Bitmap) -> Result<(), GuestError> {
         Ok(())

@@ -11,6 +11,7 @@ mod error;
 mod grants;
 mod hvm;
 mod lanes;
+mod loans;
 mod pages;
 mod paging;
 mod populate;
@@ -22,6 +23,9 @@ pub use common::Domain;
 pub use cost::PagingCost;
 pub use error::DomainError;
 pub use hvm::{HvmSource, HvmTarget};
+pub use loans::Lent;
+#[cfg(test)]
+pub(crate) use loans::{Grants, Loans};
 pub use pages::BATCH_PAGES;
 pub use pv::{PvSource, PvTarget};
 pub use state::{FinalState, Frames, KindState, StaticState, Wiring};

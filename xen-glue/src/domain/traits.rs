@@ -12,7 +12,7 @@ use mover::guest::{GuestMemory, HoldBack};
 use mover::memory::{GuestPage, PageBuf};
 use mover::units::{Pfn, usize_of};
 
-use super::{DomainError, FinalState, Frames, PagingCost, StaticState, Wiring};
+use super::{DomainError, FinalState, Frames, Lent, PagingCost, StaticState, Wiring};
 use crate::abi::Part;
 use crate::stream::{DomainHeader, GuestType, P2mFrames, PageEntry};
 
@@ -256,7 +256,11 @@ pub trait Target {
     fn hold_back(&self) -> Lazy {
         Box::new(|| Err("this guest's pages can't be paged out: it is no HVM or PVH guest".to_owned()))
     }
-    /// Gives the guest the rest of its state. It is ready to run then.
+    /// What lending pages to disks' reads has come to, if any was lent.
+    fn lent(&self) -> Option<Lent> {
+        None
+    }
+    /// Gives the guest the rest of its state. It is ready to run then: nothing of it is lent to anybody.
     ///
     /// # Errors
     /// The hypervisor refused, or the state can't be.

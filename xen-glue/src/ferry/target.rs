@@ -105,12 +105,14 @@ fn account_words(account: &Account) -> String {
     )
 }
 
-/// Starts receiving into `memory` over `connections`, which `lazy` can have held back.
+/// Starts receiving into `memory` over `connections`, which `lazy` can have held back, and which loads go straight into if
+/// `direct` and it can be lent.
 pub(crate) fn arrive(
     offer: &Offer,
     connections: Vec<Connection>,
     memory: Arc<dyn GuestMemory>,
     lazy: Lazy,
+    direct: bool,
 ) -> io::Result<Arrival> {
     let (say, words) = mpsc::sync_channel(WORDS);
     // Of these two one is there when the other asks: neither waits.
@@ -137,6 +139,7 @@ pub(crate) fn arrive(
             wait: Some(SILENCE_MAX),
             patience: SILENCE_MAX,
             redial_for: std::time::Duration::ZERO,
+            direct,
             ..Config::default()
         };
         target::receive(parts, config, around)

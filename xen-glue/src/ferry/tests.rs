@@ -2,6 +2,7 @@
 //! loopback for the lanes.
 
 mod certified;
+mod grants;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -24,7 +25,7 @@ use super::{Credentials, Plan};
 use crate::domain::Life;
 use crate::restore::{self, RestoreError, Restored};
 use crate::save::{self, Event, Options, Policy, SaveError, Summary};
-use crate::simulated::{Guest, SimSource, SimTarget, SimToolstack, WIRING, read, states};
+use crate::simulated::{Granting, Guest, SimSource, SimTarget, SimToolstack, WIRING, read, states};
 use crate::stream::OFFER;
 use crate::stream::tests::samples::{boundaries, read_all};
 
@@ -54,6 +55,9 @@ struct Copy {
     /// Pages that were held back, and whether holding back was ended.
     held: u64,
     let_go: bool,
+    /// Pages lent to the disk, each as often as it was, and entries left in the guest's grant table.
+    lent: usize,
+    granted: Vec<usize>,
 }
 
 /// How both ends have fared.
@@ -80,7 +84,10 @@ struct Journey {
     credentials: Option<Credentials>,
     /// Whether its hypervisor can hold pages back.
     can_hold: bool,
-    /// Why its host does not want that.
+    /// Whether loads go straight into its memory, and how its grants are.
+    direct: bool,
+    grants: fn(&Granting),
+    /// Why its host does not want pages held back.
     not_lazy: Option<String>,
     carry: Carrier,
     /// Set when the target is to be cancelled.
@@ -96,6 +103,8 @@ impl Journey {
             plaintext: false,
             credentials: None,
             can_hold: true,
+            direct: false,
+            grants: |_| (),
             not_lazy: None,
             carry: Box::new(|bytes, _| Some(bytes.to_vec())),
             stop_target,
@@ -112,14 +121,16 @@ impl Journey {
             let (from_source, to_target) = (std::fs::File::from(out.0), std::fs::File::from(into.1));
             let carried = scope.spawn(move || carry(from_source, to_target, &mut self.carry));
             let (source_end, target_end) = (out.1, into.0);
-            let (stop_target, can_hold) = (self.stop_target, self.can_hold);
+            let (stop_target, can_hold, grants) = (self.stop_target, self.can_hold, self.grants);
             let taken = restore::Options {
                 dial_back: self.dial_back,
                 plaintext: self.plaintext,
                 credentials: self.credentials.take(),
+                direct: self.direct,
                 not_lazy: self.not_lazy.take(),
             };
-            let target = scope.spawn(move || restored(&target_end, pages, &taken, can_hold, stop_target));
+            let target =
+                scope.spawn(move || restored(&target_end, pages, &taken, (can_hold, grants), stop_target));
             let saved = save::run(SimSource::new(guest), source_end.as_fd(), &self.options, toolstack, &stop);
             drop(source_end);
             let (restored, copy, target_notes) = target.join().unwrap();
@@ -153,12 +164,13 @@ fn restored(
     from: &OwnedFd,
     pages: usize,
     options: &restore::Options,
-    can_hold: bool,
+    (can_hold, grants): (bool, fn(&Granting)),
     stop: &AtomicBool,
 ) -> (Result<Restored, RestoreError>, Copy, Vec<String>) {
     let (mut target, landed) = SimTarget::new(pages);
     target.can_hold = can_hold;
-    let hold = Arc::clone(&target.hold);
+    grants(&target.grants);
+    let (hold, granting) = (Arc::clone(&target.hold), Arc::clone(&target.grants));
     let mut toolstack = SimToolstack::default();
     let outcome = restore::run(target, from.as_fd(), &WIRING, options, &mut toolstack, stop);
     let landed = landed.borrow();
@@ -168,6 +180,8 @@ fn restored(
         finished: landed.final_state.is_some(),
         held: hold.times.load(Ordering::SeqCst),
         let_go: hold.finished.load(Ordering::SeqCst),
+        lent: granting.table.times(),
+        granted: granting.table.written(),
     };
     assert!(!copy.finished || landed.final_state.as_ref() == Some(&states().1));
     (outcome, copy, toolstack.notes)

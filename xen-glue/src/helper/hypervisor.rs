@@ -173,7 +173,8 @@ fn restore_domain(
         let dial_back = settings.mode != ModeName::Stock;
         let credentials = if dial_back { settings.credentials()? } else { None };
         let not_lazy = (!stock::is_replaced(Path::new("/"))).then(|| XENS_OWN.to_owned());
-        Ok(restore::Options { dial_back, plaintext: settings.lanes_plaintext, credentials, not_lazy })
+        let (plaintext, direct) = (settings.lanes_plaintext, settings.loads.are_direct());
+        Ok(restore::Options { dial_back, plaintext, credentials, direct, not_lazy })
     });
     let options = match options {
         Ok(options) => options,
@@ -196,9 +197,19 @@ fn restore_domain(
     session.log(Level::Info, "Restore successful");
     if restored.references > 0 {
         let loaded = f64_of(restored.disk_bytes) / MIB;
-        let text =
-            format!("{} pages loaded from disks and checked, {loaded:.1} MiB read", restored.references);
+        let how = if restored.lent.is_some() { "grants" } else { "staged" };
+        let text = format!(
+            "{} pages loaded from disks and checked, {loaded:.1} MiB read; loaded by: {how}",
+            restored.references
+        );
         session.log(Level::Info, &text);
+        let (busy, cpu) = (restored.disk_busy_ms, restored.cpu_ms);
+        let text =
+            format!("loads took {busy} ms with reads under way; the engine's processor time was {cpu} ms");
+        session.log(Level::Detail, &text);
+    }
+    if let Some(lent) = &restored.lent {
+        session.log(Level::Info, &format!("direct loads: {lent}"));
     }
     let lines = [
         ("XenStore", store, wiring.store_domain, wiring.store_port),

@@ -78,7 +78,7 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
             Some(why) => Box::new(|| Err(why)),
             None => self.target.hold_back(),
         };
-        let arrival = arrive(&offer, connections, memory, lazy)
+        let arrival = arrive(&offer, connections, memory, lazy, self.options.direct)
             .map_err(|error| broken(format!("cannot start threads for the lanes: {error}")))?;
         self.toolstack.report(&Event::Detail("pages come by lanes"));
         self.toolstack.report(&Event::Lanes(MigrationId(offer.migration)));
@@ -143,6 +143,8 @@ impl<T: Target, K: Toolstack> Restore<'_, T, K> {
                 Started::Whole(account) => {
                     self.restored.references = account.feedback.checked;
                     self.restored.disk_bytes = account.feedback.disk_bytes;
+                    self.restored.disk_busy_ms = account.feedback.disk_busy_us / 1000;
+                    self.restored.cpu_ms = account.cpu_us / 1000;
                 }
                 Started::Draining(lingering) => self.toolstack.lingers(lingering).map_err(broken)?,
             }

@@ -25,7 +25,7 @@ use mover::wire::hello::MigrationId;
 
 use crate::abi::DomainId;
 pub use crate::domain::Wiring;
-use crate::domain::{Domain, Frames, HvmTarget, PvTarget, Target};
+use crate::domain::{Domain, Frames, HvmTarget, Lent, PvTarget, Target};
 use crate::ferry::{Credentials, Lingering};
 
 /// The toolstack that wants the domain restored.
@@ -73,6 +73,8 @@ pub struct Options {
     pub plaintext: bool,
     /// From a source alone that this authority has certified.
     pub credentials: Option<Credentials>,
+    /// Load what stands on disks straight into the guest's memory, where that can be done.
+    pub direct: bool,
     /// Why no page may be outstanding when the guest runs, where none may.
     pub not_lazy: Option<String>,
 }
@@ -115,6 +117,12 @@ pub struct Restored {
     pub references: u64,
     /// Bytes read for that.
     pub disk_bytes: u64,
+    /// Milliseconds with such a read under way.
+    pub disk_busy_ms: u64,
+    /// Milliseconds of processor time the engine took.
+    pub cpu_ms: u64,
+    /// What came of lending pages to those reads, where that was done.
+    pub lent: Option<Lent>,
 }
 
 /// Restores domain `id` from the stream `from`, until it is done or `stop` is set. A call that waits on the stream

@@ -221,6 +221,7 @@ impl<'a, T: Target, K: Toolstack> Restore<'a, T, K> {
     fn finish(&mut self) -> Result<(), RestoreError> {
         let state = std::mem::take(&mut self.last).whole(self.target.guest())?;
         self.restored.frames = self.target.finish(&state, self.wiring)?;
+        self.restored.lent = self.target.lent();
         Ok(())
     }
 }

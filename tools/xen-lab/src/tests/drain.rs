@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::ferry::{ends, migration};
+use super::ferry::{GRANTS, LENT, ends, migration};
 use super::{Body, Needs, Pair, Test, Tier, left};
 use crate::guest::{Count, Guest, Kind};
 use crate::lab::Lab;
@@ -14,7 +14,7 @@ use crate::wait;
 
 /// What the target's host may read of the shared disk until pages have been outstanding for a while, bytes a second: less than
 /// references come in, on a busy machine too.
-const SLOW_DISK: u64 = 256 << 10;
+pub(super) const SLOW_DISK: u64 = 256 << 10;
 /// Where a guest is saved to.
 const FILE: &str = "/root/saved-early";
 /// How long a drain goes on over a slow disk before that is as fast as ever.
@@ -36,9 +36,10 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
     if !pair.is_broad() {
         return Vec::new();
     }
-    let bodies: [(&str, Body); 8] = [
-        (SHORT, Box::new(|lab| served(lab, Kind::Pvh))),
-        ("hvm", Box::new(|lab| served(lab, Kind::Hvm))),
+    let bodies: [(&str, Body); 9] = [
+        (SHORT, Box::new(|lab| served(lab, Kind::Pvh, ""))),
+        ("hvm", Box::new(|lab| served(lab, Kind::Hvm, ""))),
+        ("pvh-by-grants", Box::new(|lab| served(lab, Kind::Pvh, GRANTS))),
         ("then-saved", Box::new(saved)),
         ("then-migrated", Box::new(migrated)),
         ("then-rebooted", Box::new(rebooted)),
@@ -54,10 +55,11 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
 }
 
 /// Moves a new guest to host 2, whose disk is slow and whose own helper is ours, and sees it run there with pages outstanding; then
-/// does `meanwhile`. The disk is as fast as ever afterwards.
+/// does `meanwhile`. Both ends have these variables besides. The disk is as fast as ever afterwards.
 fn early<R>(
     lab: &Lab,
     guest: &Guest,
+    environment: &str,
     meanwhile: impl FnOnce(&Report, Count) -> Result<R>,
 ) -> Result<(Report, R)> {
     lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
@@ -68,7 +70,7 @@ fn early<R>(
     guest.forget_counts(lab.host(2))?;
     lab.host(2).run(&format!("{PROGRAM} xen install"))?;
     lab.set_disk_rate(2, SLOW_DISK)?;
-    let done = restarted(lab, guest, before).and_then(|(report, count)| {
+    let done = restarted(lab, guest, environment, before).and_then(|(report, count)| {
         let came = meanwhile(&report, count);
         Ok((came.with_context(|| format!("of the migration was said:\n{}", report.text()))?, report))
     });
@@ -78,8 +80,10 @@ fn early<R>(
 }
 
 /// Migrates it from host 1, and waits until it counts on.
-fn restarted(lab: &Lab, guest: &Guest, before: Count) -> Result<(Report, Count)> {
-    let report = lab.try_migrate(guest, 1, &migration("lazy", Helper::Ours))?;
+fn restarted(lab: &Lab, guest: &Guest, environment: &str, before: Count) -> Result<(Report, Count)> {
+    let mut migration = migration("lazy", Helper::Ours);
+    migration.environment = format!("{} {environment}", migration.environment);
+    let report = lab.try_migrate(guest, 1, &migration)?;
     if report.source.code != 0 {
         bail!("the migration failed:\n{}", report.text());
     }
@@ -113,9 +117,9 @@ fn drained(lab: &Lab, what: &str) -> Result<u64> {
 }
 
 /// A guest restarts before its pages are there, gets those it touches over the hypervisor's ring, and is whole in the end.
-fn served(lab: &Lab, kind: Kind) -> Result<()> {
+fn served(lab: &Lab, kind: Kind, environment: &str) -> Result<()> {
     let guest = Guest::reader(kind);
-    let (report, count) = early(lab, &guest, |_, count| {
+    let (report, count) = early(lab, &guest, environment, |_, count| {
         for number in 1..=2 {
             let said = lab.host(number).run(&format!("{PROGRAM} status"))?;
             if !said.contains("guest runs") {
@@ -136,13 +140,16 @@ fn served(lab: &Lab, kind: Kind) -> Result<()> {
     if outstanding < 500 || faults == 0 {
         bail!("{outstanding} outstanding, {faults} accesses are too few:\n{}", report.text());
     }
+    if environment == GRANTS && !report.target.text().contains(LENT) {
+        bail!("nothing was loaded by grants before the restart:\n{}", report.text());
+    }
     ends(lab, &guest, 2, count)
 }
 
 /// It is saved in the middle of it: not before it is whole, and stock's helper restores it.
 fn saved(lab: &Lab) -> Result<()> {
     let (guest, host) = (Guest::reader(Kind::Pvh), lab.host(2));
-    let (_, count) = early(lab, &guest, |_, count| {
+    let (_, count) = early(lab, &guest, "", |_, count| {
         let command = format!("{}xl -vvv save {} {FILE}", Helper::Ours.environment(), guest.name);
         let saving = host.start(&command, wait::limit(300));
         std::thread::sleep(A_WHILE);
@@ -161,7 +168,7 @@ fn saved(lab: &Lab) -> Result<()> {
 /// It is migrated back in the middle of it.
 fn migrated(lab: &Lab) -> Result<()> {
     let guest = Guest::reader(Kind::Pvh);
-    let (_, count) = early(lab, &guest, |_, count| {
+    let (_, count) = early(lab, &guest, "", |_, count| {
         // Before it is there again it can't be suspended once more.
         let count = guest.is_back(lab.host(2), count)?;
         guest.forget_counts(lab.host(1))?;
@@ -184,7 +191,7 @@ fn migrated(lab: &Lab) -> Result<()> {
 /// It reboots in the middle of it: another domain starts, and nobody waits for the pages of the first.
 fn rebooted(lab: &Lab) -> Result<()> {
     let guest = Guest::reader(Kind::Pvh);
-    let (report, ()) = early(lab, &guest, |_, _| {
+    let (report, ()) = early(lab, &guest, "", |_, _| {
         guest.forget_counts(lab.host(2))?;
         // The key that has its kernel reboot (Documentation/admin-guide/sysrq.rst of Linux).
         lab.host(2).run(&format!("xl sysrq {} b", guest.name))?;
@@ -199,7 +206,7 @@ fn rebooted(lab: &Lab) -> Result<()> {
 /// It is destroyed in the middle of it.
 fn destroyed(lab: &Lab) -> Result<()> {
     let guest = Guest::reader(Kind::Pvh);
-    early(lab, &guest, |_, _| guest.destroy(lab.host(2)))?;
+    early(lab, &guest, "", |_, _| guest.destroy(lab.host(2)))?;
     whole(lab)?;
     left::nothing(lab, Helper::Ours)
 }
@@ -207,7 +214,7 @@ fn destroyed(lab: &Lab) -> Result<()> {
 /// The two ends lose each other: the target loads the rest from the disk, which has it all.
 fn struck(lab: &Lab, strike: Strike) -> Result<()> {
     let guest = Guest::reader(Kind::Pvh);
-    let (_, count) = early(lab, &guest, |_, count| {
+    let (_, count) = early(lab, &guest, "", |_, count| {
         match strike {
             Strike::SourceKilled => {
                 lab.host(1).run("pkill -9 -f 'save-helper --worke[r]'")?;

@@ -1,18 +1,28 @@
 //! Tests of pages that go beside the stream: on lanes, and by reference to the shared disk.
 
+mod loads;
+
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 
+use super::drain::SLOW_DISK;
 use super::faults::goes_on;
 use super::{Body, Needs, Pair, Test, Tier, left};
 use crate::guest::{Count, Guest, Kind};
 use crate::lab::Lab;
 use crate::moves::{Fault, Helper, Migration, PROGRAM, Report, Spot, number_before};
+use crate::wait;
 
 /// The type of the record that says what has gone over the lanes (`docs/PROTOCOL.md`).
 const LANES_DONE: u32 = 0x5046_0002;
 /// What the helper says where pages go by lanes, at the source and at the target.
 const SENT: &str = "pages go by lanes";
 const CAME: &str = "pages come by lanes";
+
+/// Loads go straight into the guest's pages, and what the target says then.
+pub(super) const GRANTS: &str = "PAGEFERRY_LOADS=grants";
+pub(super) const LENT: &str = "pages lent to the disk by grants";
 
 pub(super) fn tests(pair: Pair) -> Vec<Test> {
     let mut tests = Vec::new();
@@ -21,6 +31,7 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
     };
     add("plain-pvh", Box::new(|lab| plain(lab, Kind::Pvh)));
     add("refer-pvh", Box::new(refer));
+    add("refer-pvh-by-grants", Box::new(by_grants));
     if !pair.is_broad() {
         add("lazy-is-refer-without-paging", Box::new(without_paging));
         return tests;
@@ -30,6 +41,8 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
     add("pv-keeps-to-the-stream", Box::new(pv));
     add("to-stock", Box::new(to_stock));
     add("ten-migrations", Box::new(ten));
+    add("grants-worker-killed", Box::new(killed_while_lent));
+    add("loads-in-turns", Box::new(loads::in_turns));
     for (what, fault) in [("cut", Fault::Cut), ("garbled", Fault::Garble)] {
         add(&format!("{what}-behind-the-pages"), Box::new(move |lab| spoiled(lab, fault)));
     }
@@ -44,8 +57,12 @@ pub(super) fn migration(mode: &str, target: Helper) -> Migration {
 
 /// Migrates and counts on; what was said. An error unless pages went by lanes just if they should.
 fn moved(lab: &Lab, guest: &Guest, from: usize, mode: &str, target: Helper, lanes: bool) -> Result<Report> {
+    moved_so(lab, guest, from, &migration(mode, target), lanes)
+}
+
+fn moved_so(lab: &Lab, guest: &Guest, from: usize, migration: &Migration, lanes: bool) -> Result<Report> {
     let before = guest.counts_on(lab.host(from), Count::default())?;
-    let report = lab.try_migrate(guest, from, &migration(mode, target))?;
+    let report = lab.try_migrate(guest, from, migration)?;
     if report.source.code != 0 {
         bail!("the migration failed:\n{}", report.text());
     }
@@ -105,6 +122,54 @@ fn refer(lab: &Lab) -> Result<()> {
         bail!("there is no index on host 2:\n{}", back.text());
     }
     ends(lab, &guest, 1, Count::default())
+}
+
+/// Ours at both ends, by reference, with this way of loading.
+fn loading(loads: &str) -> Migration {
+    let refer = migration("refer", Helper::Ours);
+    Migration { environment: format!("{} {loads}", refer.environment), ..refer }
+}
+
+/// The same where what is loaded goes straight into the guest's pages.
+fn by_grants(lab: &Lab) -> Result<()> {
+    let guest = Guest::reader(Kind::Pvh);
+    lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
+    guest.create(lab.host(1))?;
+    let report = moved_so(lab, &guest, 1, &loading(GRANTS), true)?;
+    let references = number(&report, " by reference")?;
+    let lent = number_before(&report.target.text(), &format!(" {LENT}")).unwrap_or(0);
+    if lent < references * 9 / 10 || !report.target.text().contains("loaded by: grants") {
+        bail!("{lent} pages of {references} were loaded by grants:\n{}", report.text());
+    }
+    ends(lab, &guest, 2, Count::default())
+}
+
+/// The target's worker is killed while pages are lent: the guest goes on at the source, and neither domain nor mapping is left.
+fn killed_while_lent(lab: &Lab) -> Result<()> {
+    const WORKER: &str = "save-helper --worke[r]";
+    let guest = Guest::reader(Kind::Pvh);
+    lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
+    let before = guest.create(lab.host(1))?;
+    lab.set_disk_rate(2, SLOW_DISK)?;
+    let struck = std::thread::scope(|scope| {
+        let moving = scope.spawn(|| lab.try_migrate(&guest, 1, &loading(GRANTS)));
+        let host = lab.host(2);
+        let mapped = format!("grep -c gntdev /proc/$(pgrep -f '{WORKER}')/maps 2> /dev/null; true");
+        let lent = wait::until("pages to be lent", wait::limit(120), Duration::from_millis(100), || {
+            let said = host.run(&mapped)?;
+            Ok(if said.trim().parse().unwrap_or(0) > 0 { Ok(()) } else { Err(said) })
+        });
+        let killed = lent.and_then(|()| host.run(&format!("pkill -9 -f '{WORKER}'")));
+        let report = moving.join().map_err(|_| anyhow::anyhow!("the migration's thread died"))?;
+        killed.and(report)
+    });
+    lab.set_disk_rate(2, 0)?;
+    goes_on(lab, &guest, before, Helper::Ours, &struck?)?;
+    let domains = lab.host(2).run("xl list | tail -n +3")?;
+    if !domains.trim().is_empty() {
+        bail!("a domain is left on host 2: {domains}");
+    }
+    guest.destroy(lab.host(1))
 }
 
 /// Where ours is what the target runs by itself and the hypervisor pages nothing.
