@@ -528,6 +528,7 @@ fn take<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mover::disk::image::Role;
 
     fn load(file: &str, variables: &[(&str, &str)]) -> Result<Settings, String> {
         let directory = tempfile::tempdir().unwrap();
@@ -635,7 +636,7 @@ mod tests {
 
     #[test]
     fn disks_are_frozen_by_name_by_path_or_all_of_them() {
-        let disk = DiskSpec { name: "xvda".into(), path: "/images/a".into(), writable: true };
+        let disk = DiskSpec { name: "xvda".into(), path: "/images/a".into(), role: Role::Own };
         for (declared, frozen) in
             [("", false), ("xvda", true), ("xvdb,/images/a", true), ("xvdb,/images/aa", false), ("all", true)]
         {

@@ -154,7 +154,7 @@ impl Sweeper {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::image::{DiskSpec, ImageDisks};
+    use crate::disk::image::{DiskSpec, ImageDisks, Role};
     use crate::fingerprint::Check;
     use crate::units::{BlockAddress, DiskId, Pfn, Version};
     use std::os::unix::fs::FileExt;
@@ -176,7 +176,7 @@ mod tests {
 
     /// Right, other and unreadable pages, by their pfns.
     fn sweep(path: &std::path::Path, shrink: Option<u64>, all: &[Wanted]) -> [Vec<u64>; 3] {
-        let spec = DiskSpec { name: "xvda".into(), path: path.to_owned(), writable: false };
+        let spec = DiskSpec { name: "xvda".into(), path: path.to_owned(), role: Role::ReadOnly };
         let disks = ImageDisks::open(&[spec]).unwrap();
         if let Some(bytes) = shrink {
             std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(bytes).unwrap();
@@ -239,7 +239,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("image");
         std::fs::write(&path, vec![1; PAGE_BYTES]).unwrap();
-        let spec = DiskSpec { name: "xvda".into(), path, writable: false };
+        let spec = DiskSpec { name: "xvda".into(), path, role: Role::ReadOnly };
         let disks = ImageDisks::open(&[spec]).unwrap();
         let mut sweeper = Sweeper::new(disks, CheckKey::new([3; 32]), 4).unwrap();
         let mut each = |_: &[Wanted], _: &[Found<'_>]| Ok::<(), DiskError>(());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use mover::disk::DiskInfo;
-use mover::disk::image::{DiskSpec, ImageDisks};
+use mover::disk::image::{DiskSpec, ImageDisks, Role};
 use mover::units::{BlockAddress, DiskId, Pfn, Sector};
 use mover::wire::hello::Secret;
 use xen_glue::stream::{
@@ -34,7 +34,7 @@ impl Place {
     }
 
     fn saved(&self) -> Result<Vec<u8>, StreamError> {
-        let spec = DiskSpec { name: "xvda".into(), path: self.path("image"), writable: false };
+        let spec = DiskSpec { name: "xvda".into(), path: self.path("image"), role: Role::ReadOnly };
         let disks = ImageDisks::open(&[spec]).expect("an image");
         let disks: Vec<DiskInfo> = disks.infos().to_vec();
         let frozen = FrozenDisks { key: Secret([0x42; 32]), disks };

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use mover::disk::Disks;
-use mover::disk::image::{DiskSpec, ImageDisks};
+use mover::disk::image::{DiskSpec, ImageDisks, Role};
 use mover::error::DiskError;
 use mover::fingerprint::CheckKey;
 use mover::index::Duplicates;
@@ -251,7 +251,7 @@ fn referrer(
     let disks_said = FrozenDisks { key, disks: infos };
     let referrer = Referrer {
         disks: Arc::new(disks),
-        writable: specs.iter().filter(|spec| spec.writable).map(|spec| spec.name.clone()).collect(),
+        writable: specs.iter().filter(|spec| spec.role == Role::Own).map(|spec| spec.name.clone()).collect(),
         tables,
         key: disks_said.check_key(),
         left: Vec::new(),

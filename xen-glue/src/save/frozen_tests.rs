@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 
-use mover::disk::image::DiskSpec;
+use mover::disk::image::{DiskSpec, Role};
 use mover::index::commands;
 use mover::memory::PageBuf;
 use mover::units::{PAGE_BYTES, Pfn, u64_of};
@@ -61,8 +61,8 @@ fn world() -> World {
     let mut on = |_, _| true;
     commands::build(&image, &indexes, &mut commands::Options { bytes_per_second: None, progress: &mut on })
         .unwrap();
-    let disk = DiskSpec { name: "xvda".into(), path: image.clone(), writable: true };
-    let gone = DiskSpec { name: "xvdb".into(), path: directory.path().join("none"), writable: false };
+    let disk = DiskSpec { name: "xvda".into(), path: image.clone(), role: Role::Own };
+    let gone = DiskSpec { name: "xvdb".into(), path: directory.path().join("none"), role: Role::ReadOnly };
     let frozen = Frozen { disks: vec![gone, disk], indexes };
     World { guest, image, frozen, directory }
 }

@@ -113,7 +113,7 @@ fn struck(changed: impl Fn(&mut Journey), mended: bool) -> Struck {
     for block in 0..SHELVED {
         guest.borrow().memory.page(Pfn(FIRST + block)).copy_from(&block_of(block));
     }
-    let disk = DiskSpec { name: "xvda".into(), path: path.clone(), writable: true };
+    let disk = DiskSpec { name: "xvda".into(), path: path.clone(), role: Role::Own };
     let (wire, address) = Wire::new();
     let mut journey = Journey::new(Plan { disks: vec![disk], indexes, ..plan(Mode::Lazy) });
     journey.carry = by_way_of(&wire, address);
