@@ -5,6 +5,7 @@ pub mod chain;
 pub mod extents;
 pub mod identity;
 pub mod image;
+pub mod observer;
 pub mod partition;
 
 use std::time::Duration;

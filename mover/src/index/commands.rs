@@ -271,6 +271,72 @@ pub fn build(image: &Path, state: &Path, options: &mut Options<'_>) -> Result<Bu
     Image::open(image, state)?.build(options)
 }
 
+/// What stands on a disk, block by block, told by the blocks' hints; to hold an index and a guest's memory against.
+#[derive(Debug)]
+pub struct Contents {
+    /// By unit; 0 is a block of zeroes or one that was not read.
+    blocks: Vec<u64>,
+    /// All of them, ascending.
+    sorted: Vec<u64>,
+    /// The disk's index, if there is one.
+    index: Option<Table>,
+}
+
+impl Contents {
+    /// Reads the disk at `image`, holes left out, past the page cache.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn read(image: &Path, state: &Path) -> Result<Self, DiskError> {
+        let mut image = Image::open(image, state)?;
+        let table = Table::new(image.layout()?, 0);
+        let mut blocks = vec![0; usize_of(table.layout().units())];
+        let mut window: (u64, Vec<u8>) = (0, Vec::new());
+        for run in scan::units_over(&table, &image.disks.data_ranges(DISK)) {
+            for unit in run {
+                let Some(at) = table.layout().sector(unit).map(Sector::bytes) else { continue };
+                if at < window.0 || at + PAGE_BYTES_U64 > window.0 + u64_of(window.1.len()) {
+                    let length = READ_BYTES_MAX - image.source.alignment;
+                    window = (at, read_at(&mut image.reader, image.source, image.bytes, at, length)?);
+                }
+                let from = usize_of(at - window.0);
+                let block = window.1.get(from..from + PAGE_BYTES).map(<&[u8; PAGE_BYTES]>::try_from);
+                if let Some(Ok(block)) = block
+                    && block.iter().any(|byte| *byte != 0)
+                {
+                    blocks[usize_of(unit)] = fingerprint::hint(block).max(1);
+                }
+            }
+        }
+        let mut sorted: Vec<u64> = blocks.iter().copied().filter(|hint| *hint != 0).collect();
+        sorted.sort_unstable();
+        let index = file::open(&image.index, &image.key)?.map(|(table, _)| table);
+        Ok(Self { blocks, sorted, index })
+    }
+
+    /// Whether it stands on the disk.
+    #[must_use]
+    pub fn has(&self, page: &[u8; PAGE_BYTES]) -> bool {
+        self.sorted.binary_search(&fingerprint::hint(page).max(1)).is_ok()
+    }
+
+    /// Whether the disk's index leads to a block that holds it; none where the index knows nothing of it.
+    #[must_use]
+    pub fn index_is_right(&self, page: &[u8; PAGE_BYTES]) -> Option<bool> {
+        let (table, hint) = (self.index.as_ref()?, fingerprint::hint(page));
+        let sector = table.find(hint, None)?;
+        let layout = table.layout();
+        let units = layout.touching(sector.0..sector.0 + 1);
+        let unit = units.into_iter().flatten().find(|unit| layout.sector(*unit) == Some(sector))?;
+        Some(self.blocks.get(usize_of(unit)) == Some(&hint.max(1)))
+    }
+}
+
+/// How many bytes the disk at `image` has.
+pub(super) fn measure(image: &Path, state: &Path) -> Result<u64, DiskError> {
+    Ok(Image::open(image, state)?.bytes)
+}
+
 /// Brings the index of the disk at `image` up to date. `written` has a bit for each 4 KiB of the disk written since;
 /// without it a file whose time of change is the same is left as it is, and everything else is scanned whole.
 pub fn update(

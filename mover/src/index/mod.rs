@@ -7,6 +7,7 @@ pub mod layout;
 pub mod scan;
 pub mod set;
 pub mod table;
+pub mod watch;
 
 use crate::error::DiskError;
 use crate::memory::PageBuf;

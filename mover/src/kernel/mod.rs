@@ -13,6 +13,7 @@ pub(crate) mod namespace;
 pub(crate) mod net;
 pub mod pagemap;
 mod pread;
+pub mod priority;
 pub mod probe;
 pub mod reads;
 pub(crate) mod resident;

@@ -482,6 +482,11 @@ pub(crate) enum IndexCommand {
         #[arg(long, value_name = "RATE")]
         rate: Option<Rate>,
     },
+    /// Keep indexes fresh while guests write their disks, until it is ended
+    ///
+    /// Writes are seen in the kernel of this host: to block devices, and to files under loop devices. What was written is read again
+    /// once it has been quiet for a turn. Needs root.
+    Watch(WatchArgs),
     /// Compare an index with its disk: a sample, or all of it
     Verify {
         /// The image or block device
@@ -495,6 +500,22 @@ pub(crate) enum IndexCommand {
         /// The image or block device
         image: PathBuf,
     },
+}
+
+#[derive(Args)]
+pub(crate) struct WatchArgs {
+    /// Images or block devices
+    #[arg(required_unless_present = "xen")]
+    pub(crate) images: Vec<PathBuf>,
+    /// On a Xen host: the disks of all guests there, as they come and go, and the images under them
+    #[arg(long)]
+    pub(crate) xen: bool,
+    /// How long a turn is
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub(crate) every: Duration,
+    /// Read no faster than this, all disks together
+    #[arg(long, value_name = "RATE", default_value = "32MiB/s")]
+    pub(crate) rate: Rate,
 }
 
 #[derive(Subcommand)]
@@ -642,6 +663,17 @@ pub(crate) enum StreamCommand {
     Inspect {
         /// The file, or `-` for standard input
         file: PathBuf,
+    },
+    /// Count the pages in a stream that stand on disks too, and how many of them the disks' indexes lead to
+    ///
+    /// What `refer` and `lazy` could name and what they would: to be asked of what `xl save` wrote of a guest, before it runs on and
+    /// writes its disks. Each disk is read whole.
+    Findable {
+        /// The file, or `-` for standard input
+        file: PathBuf,
+        /// A disk of the guest, or an image its pages may be referred to on; give it again for more
+        #[arg(long = "disk", value_name = "IMAGE", required = true)]
+        disks: Vec<PathBuf>,
     },
     /// Hold a stream against the specification and name each fault by its byte; exit code 10 if there is one
     Verify {

@@ -1,5 +1,7 @@
 //! `pageferry index ...`: where contents stand on a disk, looked up before a migration needs it.
 
+mod watch;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,6 +39,7 @@ pub(crate) fn run(command: &IndexCommand, console: &Console) -> Outcome {
             show(&built, || built_words(image, &built), console)?;
             stopped(&built)
         }
+        IndexCommand::Watch(args) => watch::run(args, console),
         IndexCommand::Verify { image, all } => {
             let verified = commands::verify(image, &directory, *all)?;
             show(&verified, || verified_words(&verified), console)

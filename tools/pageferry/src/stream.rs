@@ -1,5 +1,7 @@
 //! `pageferry stream ...`: what stands in a stream of Xen's, and whether it is right.
 
+mod findable;
+
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
@@ -25,6 +27,7 @@ pub(crate) fn run(command: &StreamCommand, console: &Console) -> Outcome {
     match command {
         StreamCommand::Inspect { file } => inspect(file, console),
         StreamCommand::Verify { file, disks, paths } => verify(file, disks.then_some(&paths[..]), console),
+        StreamCommand::Findable { file, disks } => findable::run(file, disks, console),
     }
 }
 

@@ -7,11 +7,14 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::Duration;
 
 use mover::bitmap::Bitmap;
-use mover::disk::image::{DiskSpec, ImageDisks};
+use mover::disk::image::{DiskSpec, ImageDisks, Role};
+use mover::disk::observer::{Observed, Observer as Writes};
 use mover::disk::{Disks, WriteLog};
 use mover::error::{DiskError, Error, GuestError};
 use mover::guest::{DirtyLog, GuestMemory, SourceGuest, SourceLife};
+use mover::index::Keeper;
 use mover::index::commands;
+use mover::index::keeper::{DiskKeeper, Habits};
 use mover::net::Connection;
 use mover::policy::Wish;
 use mover::report::{Event, Mode, Observer, Summary};
@@ -116,8 +119,10 @@ struct Work {
 impl Work {
     fn run(self, dialer: Ready, around: Surroundings) -> Result<Summary, Error> {
         let Self { plan, offer, config, memory, log, asks } = self;
-        let disks = if config.mode.refers() { open(&plan.disks, &around) } else { Vec::new() };
-        let disks = ImageDisks::open_images(&disks)?;
+        let specs = if config.mode.refers() { open(&plan.disks, &around) } else { Vec::new() };
+        // Before anything is read of the disks: what is written from here on is known.
+        let writes = observe(&specs, &around);
+        let disks = ImageDisks::open_images(&specs)?;
         let (tables, notes) = commands::load(&disks, &plan.indexes)?;
         for text in notes {
             around.observer.event(Event::Notice { at_ms: 0.0, text });
@@ -125,19 +130,24 @@ impl Work {
         if let Some(text) = confine::faces_the_network() {
             around.observer.event(Event::Notice { at_ms: 0.0, text });
         }
+        let keeper = match specs.is_empty() {
+            true => None,
+            false => Some(DiskKeeper::new(tables.clone(), &disks, Box::new(writes), Habits::default())?),
+        };
+        let keeper = keeper.map(|keeper| -> Box<dyn Keeper> { Box::new(keeper) });
         let disks: Arc<dyn Disks> = Arc::new(disks);
         let guest = SourceGuest {
             memory,
             dirty: Box::new(log),
             life: Box::new(Life(asks)),
             disks,
-            writes: Box::new(Unseen),
+            writes: Box::new(TakenLog),
         };
         let parts = Parts {
             guest,
             name: plan.guest,
             index: Some(Arc::new(tables)),
-            keeper: None,
+            keeper,
             dialer: Arc::new(dialer),
             token: Secret(offer.token),
             migration: MigrationId(offer.migration),
@@ -158,6 +168,22 @@ fn open(disks: &[DiskSpec], around: &Surroundings) -> Vec<DiskSpec> {
         }
     };
     disks.iter().filter(readable).cloned().collect()
+}
+
+/// Watches the writes to those of `disks` that the guest writes; a line for each that can't be watched.
+fn observe(disks: &[DiskSpec], around: &Surroundings) -> Observed {
+    let watch = |disk: &DiskSpec| match Writes::start(&disk.path) {
+        Ok(writes) => Some(writes),
+        Err(error) => {
+            let text = format!(
+                "disk {}: what the guest writes is not watched, and found by checks only: {error}",
+                disk.name
+            );
+            around.observer.event(Event::Notice { at_ms: 0.0, text });
+            None
+        }
+    };
+    Observed::new(disks.iter().map(|disk| if disk.role == Role::Own { watch(disk) } else { None }).collect())
 }
 
 /// Asks the thread of the phases, and waits for its answer.
@@ -237,10 +263,10 @@ impl SourceLife for Life {
     }
 }
 
-/// Writes of the guest to its disks are not watched: a reference to what has been written over is found by its check.
-struct Unseen;
+/// Stands where the log of disk writes was before the index's keeper took it.
+struct TakenLog;
 
-impl WriteLog for Unseen {
+impl WriteLog for TakenLog {
     fn harvest(&mut self, _: DiskId, _: &mut Bitmap) -> Result<u64, DiskError> {
         Ok(0)
     }

@@ -170,11 +170,23 @@ impl Survey {
 /// # Errors
 /// Reading failed, or `each` did.
 pub fn scan<R: BufRead, E>(
-    mut inner: R,
+    inner: R,
     each: &mut dyn FnMut(Item) -> Result<(), E>,
 ) -> Result<Survey, ScanError<E>> {
+    scan_pages(inner, each, &mut |_| {})
+}
+
+/// The same; `look` is given the contents of each page besides.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_pages<R: BufRead, E>(
+    mut inner: R,
+    each: &mut dyn FnMut(Item) -> Result<(), E>,
+    look: &mut dyn FnMut(&[u8; PAGE_BYTES]),
+) -> Result<Survey, ScanError<E>> {
     let mut survey = Survey::default();
-    let mut walk = Walk { survey: &mut survey, each };
+    let mut walk = Walk { survey: &mut survey, each, look };
     match walk.outermost(&mut inner) {
         Ok(()) => {}
         Err(ScanError::Stream(error)) if error.is_io() => return Err(ScanError::Stream(error)),
@@ -203,6 +215,7 @@ impl<E> From<StreamError> for ScanError<E> {
 struct Walk<'a, E> {
     survey: &'a mut Survey,
     each: &'a mut dyn FnMut(Item) -> Result<(), E>,
+    look: &'a mut dyn FnMut(&[u8; PAGE_BYTES]),
 }
 
 impl<E> Walk<'_, E> {
@@ -320,7 +333,7 @@ impl<E> Walk<'_, E> {
             let (offset, length) = reader.place();
             let mut pages = None;
             if let Record::PageData = record {
-                let zero = count_zero(reader, &mut buffer)?;
+                let zero = count_zero(reader, &mut buffer, self.look)?;
                 let mut counted = Pages::default();
                 counted.note(reader.page_entries(), zero);
                 self.survey.pages.add(&counted);
@@ -347,13 +360,18 @@ impl<E> Walk<'_, E> {
 }
 
 /// Takes the contents of a PAGE_DATA record; returns how many pages are nothing but zeroes.
-fn count_zero<R: Read>(reader: &mut Reader<R>, buffer: &mut [u8]) -> Result<u64, StreamError> {
+fn count_zero<R: Read>(
+    reader: &mut Reader<R>,
+    buffer: &mut [u8],
+    look: &mut dyn FnMut(&[u8; PAGE_BYTES]),
+) -> Result<u64, StreamError> {
     let mut zero = 0;
     while reader.contents_left() > 0 {
         let bytes = usize_of(reader.contents_left()).min(buffer.len());
         reader.read_pages(&mut [IoSliceMut::new(&mut buffer[..bytes])])?;
-        let pages = buffer[..bytes].chunks_exact(PAGE_BYTES);
-        zero += u64_of(pages.filter(|page| page.iter().all(|&byte| byte == 0)).count());
+        let (pages, _) = buffer[..bytes].as_chunks::<PAGE_BYTES>();
+        zero += u64_of(pages.iter().filter(|page| page.iter().all(|&byte| byte == 0)).count());
+        pages.iter().for_each(&mut *look);
     }
     Ok(zero)
 }

@@ -8,9 +8,12 @@ use crate::guest::{Count, Guest, Kind};
 use crate::lab::Lab;
 use crate::moves::{Fault, Helper, Migration, PROGRAM, Report, Spot, number_before};
 use crate::pattern::Overwritten;
+use crate::wait;
 
 /// The type of the record that says what has gone over the lanes (`docs/PROTOCOL.md`).
 pub(super) const LANES_DONE: u32 = 0x5046_0002;
+/// Seconds that 512 MiB of a guest, or the shared disk, may take to be read.
+const FLOOR_SECONDS: u32 = 300;
 /// What the helper says where pages go by lanes, at the source and at the target.
 const SENT: &str = "pages go by lanes";
 const CAME: &str = "pages come by lanes";
@@ -22,6 +25,7 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
     };
     add("plain-pvh", Box::new(|lab| plain(lab, Kind::Pvh)));
     add("refer-pvh", Box::new(move |lab| refer(lab, pair.goes_back())));
+    add("floor-read-pvh", Box::new(floor));
     if !pair.is_broad() {
         add("lazy-is-refer-without-paging", Box::new(without_paging));
         return tests;
@@ -113,6 +117,38 @@ fn refer(lab: &Lab, goes_back: bool) -> Result<()> {
         bail!("there is no index on host 2:\n{}", back.text());
     }
     ends(lab, &guest, 1, Count::default())
+}
+
+/// Of a guest that has read 256 MiB of files, 95 % at least of what stands on the disk go by reference: of what an untouched save of it,
+/// which it survives, has in it.
+fn floor(lab: &Lab) -> Result<()> {
+    let guest = Guest { memory_mib: 512, files_mib: 256, checked_mib: 64, ..Guest::reader(Kind::Pvh) };
+    let host = lab.host(1);
+    host.run_within(&format!("{PROGRAM} index build /dev/vdb"), wait::limit(FLOOR_SECONDS))?;
+    guest.create(host)?;
+    // Through a pipe: there is no room for the file.
+    let counted = host.run_within(
+        &format!(
+            "rm -f /tmp/saved; mkfifo /tmp/saved && {{ {PROGRAM} --json stream findable /tmp/saved --disk /dev/vdb & }} && \
+             {}xl save -c {} /tmp/saved >/dev/null 2>&1 && wait $!",
+            Helper::Stock.environment(),
+            guest.name
+        ),
+        wait::limit(FLOOR_SECONDS),
+    )?;
+    let counted: serde_json::Value =
+        serde_json::from_str(counted.trim()).with_context(|| format!("no count: {counted}"))?;
+    let on_disk = counted["on_disks"].as_u64().with_context(|| format!("no count: {counted}"))?;
+    let report = moved(lab, &guest, 1, "refer", Helper::Ours, true)?;
+    let (references, after_all) = (number(&report, " by reference")?, number(&report, " had to be sent")?);
+    eprintln!("    {counted}; {references} by reference, {after_all} of them sent after all");
+    if on_disk < 256 * 256 * 9 / 10 || (references - after_all) * 100 < on_disk * 95 {
+        bail!(
+            "{references} pages by reference, {after_all} of them sent after all, are less than 95 % of {counted}:\n{}",
+            report.text()
+        );
+    }
+    ends(lab, &guest, 2, Count::default())
 }
 
 /// Where ours is what the target runs by itself and the hypervisor pages nothing.

@@ -32,6 +32,7 @@ const FILES: [(&str, u32); 17] = [
     ("etc/pageferry.toml", 0o644),
     ("usr/lib/systemd/system/pageferry-index@.service", 0o644),
     ("usr/lib/systemd/system/pageferry-index@.timer", 0o644),
+    ("usr/lib/systemd/system/pageferry-index-watch.service", 0o644),
     ("usr/lib/systemd/system/pageferry-metrics.service", 0o644),
     ("usr/share/bash-completion/completions/pageferry", 0o644),
     ("usr/share/zsh/vendor-completions/_pageferry", 0o644),
@@ -150,9 +151,12 @@ fn units(root: &Root) -> Result<()> {
         println!("NOT CHECKED: the units; systemd-analyze is not here");
         return Ok(());
     }
-    for unit in
-        ["pageferry-index@dev-vdb.service", "pageferry-index@dev-vdb.timer", "pageferry-metrics.service"]
-    {
+    for unit in [
+        "pageferry-index@dev-vdb.service",
+        "pageferry-index@dev-vdb.timer",
+        "pageferry-index-watch.service",
+        "pageferry-metrics.service",
+    ] {
         let mut analyze = run::command("systemd-analyze")?;
         analyze.arg("--man=no").arg(format!("--root={}", root.directory.display())).args(["verify", unit]);
         let output = analyze.output().context("cannot start systemd-analyze")?;

@@ -25,10 +25,11 @@ const BUILT: [(&str, &str); 3] = [
     ("libpageferry_xen.so", "lib/libpageferry_xen.so"),
 ];
 /// Files of the tree that go in as they are.
-const KEPT: [(&str, &str); 6] = [
+const KEPT: [(&str, &str); 7] = [
     ("tools/package/pageferry.toml", "etc/pageferry.toml"),
     ("tools/package/pageferry-index@.service", "systemd/pageferry-index@.service"),
     ("tools/package/pageferry-index@.timer", "systemd/pageferry-index@.timer"),
+    ("tools/package/pageferry-index-watch.service", "systemd/pageferry-index-watch.service"),
     ("tools/package/pageferry-metrics.service", "systemd/pageferry-metrics.service"),
     ("tools/xen-library/include/pageferry_xen.h", "include/pageferry_xen.h"),
     ("README.md", "README.md"),
