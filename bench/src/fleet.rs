@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use mover::evacuation::{self, Load};
+use mover::evacuation::{self, Load, UnderWay};
 use mover::net::lab::{End, Lab, Shape};
 use mover::report::{Mode, Summary};
 use serde_json::Value;
@@ -71,14 +71,19 @@ pub struct Evacuated {
     pub makespan: f64,
     /// Until a guest was away, on average.
     pub mean: f64,
+    /// Bytes of all of them over the link.
+    pub link_bytes: u64,
+    /// And from disk.
+    pub disk_bytes: u64,
 }
 
 /// Where an evacuation stands.
 struct Progress {
     waiting: Vec<usize>,
-    /// And since when.
-    under_way: Vec<(usize, Instant)>,
-    ends: Vec<f64>,
+    /// And in how many seconds each will have restarted, as its migration has last told.
+    under_way: Vec<(usize, Option<f64>)>,
+    /// When each came to its end, and what it took.
+    ends: Vec<(f64, Summary)>,
     failed: bool,
 }
 
@@ -143,11 +148,7 @@ impl Fleet {
     }
 
     fn must(&self, words: &[&str]) -> Result<Output> {
-        self.must_at(None, words)
-    }
-
-    fn must_at(&self, end: Option<End>, words: &[&str]) -> Result<Output> {
-        let output = self.command(end)?.args(words).output().context("cannot run pageferry")?;
+        let output = self.command(None)?.args(words).output().context("cannot run pageferry")?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "`pageferry {}`: {}", words.join(" "), said.trim());
         Ok(output)
@@ -200,13 +201,22 @@ impl Fleet {
                 };
                 let (progress, changed) = (&progress, &changed);
                 movers.push(scope.spawn(move || {
-                    let moved = this.migrate(number, Mode::Lazy, &[]).map(drop);
+                    let moved = this.migrate(number, Mode::Lazy, &[], &|left| {
+                        let mut now = progress.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut under_way = now.under_way.iter_mut();
+                        under_way
+                            .find(|(other, _)| *other == number)
+                            .into_iter()
+                            .for_each(|one| one.1 = Some(left));
+                        changed.notify_all();
+                    });
                     let mut now = progress.lock().unwrap_or_else(PoisonError::into_inner);
                     now.under_way.retain(|(other, _)| *other != number);
-                    now.ends.push(begun.elapsed().as_secs_f64());
                     now.failed |= moved.is_err();
+                    let moved = moved.with_context(|| this.guests[number].clone());
+                    let moved = moved.map(|summary| now.ends.push((begun.elapsed().as_secs_f64(), summary)));
                     changed.notify_all();
-                    moved.with_context(|| this.guests[number].clone())
+                    moved
                 }));
             }
             drop(now);
@@ -215,8 +225,11 @@ impl Fleet {
         self.hops += 1;
         let ends = progress.into_inner().unwrap_or_else(PoisonError::into_inner).ends;
         let count = mover::units::f64_of(mover::units::u64_of(ends.len()));
-        let makespan = ends.iter().copied().fold(0.0, f64::max);
-        Ok(Evacuated { makespan, mean: ends.iter().sum::<f64>() / count })
+        let makespan = ends.iter().map(|(end, _)| *end).fold(0.0, f64::max);
+        let mean = ends.iter().map(|(end, _)| end).sum::<f64>() / count;
+        let link_bytes = ends.iter().map(|(_, summary)| summary.link_bytes).sum();
+        let disk_bytes = ends.iter().map(|(_, summary)| summary.disk_bytes).sum();
+        Ok(Evacuated { makespan, mean, link_bytes, disk_bytes })
     }
 
     /// Moves the only guest, every page compared.
@@ -225,7 +238,7 @@ impl Fleet {
     /// When that fails, or a page is wrong.
     pub fn moved(&mut self, mode: Mode) -> Result<Summary> {
         self.must(&["index", "update", "--quiet", &self.image(0)])?;
-        let summary = self.migrate(0, mode, &["--verify"])?;
+        let summary = self.migrate(0, mode, &["--verify"], &|_| ())?;
         if summary.mismatched_pages != 0 || summary.verified_pages != summary.guest_bytes / 4096 {
             bail!("mode {}: not every page was right: {summary:?}", mode.name());
         }
@@ -233,8 +246,9 @@ impl Fleet {
         Ok(summary)
     }
 
-    /// One guest to the other host, in the clear, and always in the same direction of the link.
-    fn migrate(&self, number: usize, mode: Mode, more: &[&str]) -> Result<Summary> {
+    /// One guest to the other host, in the clear, and always in the same direction of the link. `told` hears in how many
+    /// seconds it will have restarted, where its migration says that.
+    fn migrate(&self, number: usize, mode: Mode, more: &[&str], told: &dyn Fn(f64)) -> Result<Summary> {
         let (from, to) = (End::Source, End::Target);
         let (name, there) = (self.name(number), format!("g{number}-{}", self.hops + 1));
         let listen = format!("{}:0", to.address());
@@ -246,11 +260,35 @@ impl Fleet {
         let listening: Value = serde_json::from_str(&line)?;
         let word = |key: &str| listening[key].as_str().context("a target tells address and token");
         let (address, token) = (word("address")?, word("token")?);
-        let send = ["send", "--json", "--quiet", "--plaintext", "--mode", mode.name(), "--guest", &name];
-        let way = ["--to", address, "--token", token];
-        let sent = self.must_at(Some(from), &[send.as_slice(), &way, more].concat())?;
+        let mut send = self.command(Some(from))?;
+        send.args([
+            "send",
+            "--json-events",
+            "--quiet",
+            "--plaintext",
+            "--mode",
+            mode.name(),
+            "--guest",
+            &name,
+        ]);
+        send.args(["--to", address, "--token", token]).args(more);
+        let mut source = Owned(send.stdout(Stdio::piped()).spawn().context("cannot run pageferry")?);
+        let said = source.0.stdout.take().context("a source has a standard output")?;
+        let mut summary = None;
+        for line in BufReader::new(said).lines() {
+            let mut line: Value = serde_json::from_str(&line?)?;
+            match line["event"].as_str() {
+                Some("sample") => {
+                    line["restart_in_ms"].as_f64().into_iter().for_each(|left| told(left / 1e3))
+                }
+                Some("phase") if line["phase"] == "drain" => told(0.0),
+                Some("ended") => summary = Some(serde_json::from_value(line["summary"].take())?),
+                _ => {}
+            }
+        }
+        ensure!(source.0.wait()?.success(), "the source of {name} failed; its reason is above");
         ensure!(target.0.wait()?.success(), "the target of {name} failed");
-        serde_json::from_slice(&sent.stdout).context("pageferry send's JSON is not a summary")
+        summary.context("pageferry send told of no end")
     }
 
     /// Has every guest look at all of its pages.
@@ -270,16 +308,16 @@ impl Progress {
             Order::Given(most) => (self.under_way.len() < most).then_some(0),
             Order::Planned => {
                 let waiting: Vec<Load> = self.waiting.iter().map(|number| loads[*number]).collect();
-                let left = |(number, since): &(usize, Instant)| {
-                    let (load, gone) = (loads[*number], since.elapsed().as_secs_f64());
-                    Load { link_s: load.link_s - gone, disk_s: load.disk_s - gone }
-                };
-                let under_way: Vec<Load> = self.under_way.iter().map(left).collect();
+                let under_way: Vec<UnderWay> = self
+                    .under_way
+                    .iter()
+                    .map(|(number, left_s)| UnderWay { load: loads[*number], left_s: *left_s })
+                    .collect();
                 evacuation::next(&waiting, &under_way)
             }
         }?;
         let number = self.waiting.remove(at);
-        self.under_way.push((number, Instant::now()));
+        self.under_way.push((number, None));
         Some(number)
     }
 }

@@ -3,16 +3,19 @@
 
 #![forbid(unsafe_code)]
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use mover::units::f64_of;
 
 use super::modes::WORKLOADS;
 use super::{Context, Suite};
+use crate::demo::Link;
 use crate::fleet::{Evacuated, Fleet, Order, Setup};
 use crate::program;
 use crate::report::{Limit, Row};
 
 /// The link, for the lab and for `plan`.
-const LINK: (u64, &str) = (1_000_000_000, "1gbit");
+const LINK: Link = Link::One;
+const MIB: f64 = 1_048_576.0;
 
 /// The suite.
 pub(crate) struct Evacuate;
@@ -34,13 +37,13 @@ impl Suite for Evacuate {
             workloads: &WORKLOADS[..guests],
             memory,
             disk,
-            bits_per_second: LINK.0,
+            bits_per_second: LINK.bits_per_second(),
             scratch: &context.scratch,
             nas: false,
         })?;
         let (mut listed, mut planned) = (Vec::new(), Vec::new());
         for round in 0..context.runs {
-            let loads = fleet.loads(LINK.1)?;
+            let loads = fleet.loads(LINK.name())?;
             let mut both = [Order::Given(2), Order::Planned];
             if round % 2 == 1 {
                 both.reverse();
@@ -51,19 +54,29 @@ impl Suite for Evacuate {
             }
         }
         fleet.check()?;
-        let case = format!("{guests} guests of {memory}, {}", LINK.1);
-        type Take = fn(&Evacuated) -> f64;
-        let figures: [(&str, Take); 2] =
-            [("until all are away", |all| all.makespan), ("mean time until one is away", |all| all.mean)];
+        let case = format!("{guests} guests of {memory}, {}", LINK.name());
+        let rate = LINK.bytes_per_second().context("a shaped link has a rate")?;
+        type Take<'a> = &'a dyn Fn(&Evacuated) -> f64;
+        let figures: [(&str, &'static str, Take<'_>); 5] = [
+            ("until all are away", "s", &|all| all.makespan),
+            ("mean time until one is away", "s", &|all| all.mean),
+            ("over the link", "MiB", &|all| f64_of(all.link_bytes) / MIB),
+            ("from disk", "MiB", &|all| f64_of(all.disk_bytes) / MIB),
+            ("part of the time that the link was busy", "", &|all| {
+                f64_of(all.link_bytes) / rate / all.makespan
+            }),
+        ];
         let mut rows = Vec::new();
-        for (what, take) in figures {
+        for (what, unit, take) in figures {
             let of = |all: &[Evacuated], how: &str| {
-                Row::of(&case, &format!("{what}, {how}"), "s", all.iter().map(take))
+                Row::of(&case, &format!("{what}, {how}"), unit, all.iter().map(take))
             };
             rows.push(of(&listed, "two at a time as listed"));
             rows.push(of(&planned, "in the order made"));
         }
-        let ratio = |take: Take| listed.iter().zip(&planned).map(move |(two, made)| take(two) / take(made));
+        let ratio = |take: fn(&Evacuated) -> f64| {
+            listed.iter().zip(&planned).map(move |(two, made)| take(two) / take(made))
+        };
         let all = Row::of(&case, "all away, as listed / in the order made", "", ratio(|all| all.makespan));
         rows.push(all.limited(Limit::AtLeast(1.28)));
         rows.push(Row::of(&case, "mean, as listed / in the order made", "", ratio(|all| all.mean)));
