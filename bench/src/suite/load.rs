@@ -32,6 +32,9 @@ struct Locality {
     name: &'static str,
     lengths: &'static [RunLength],
     order: Order,
+    /// Blocks between runs: so many at least, and the range that a random number is added of; never so few that the gap would be
+    /// read through.
+    gap: (u64, u64),
     /// The guest's size, of the file's the so many-th part.
     part: usize,
     /// Bytes a second on the link: enough for references, far below the disk's rate.
@@ -40,20 +43,30 @@ struct Locality {
 
 /// All that are measured.
 const LOCALITIES: [Locality; 3] = [
-    Locality { name: "4 to 256 KiB runs", lengths: MIXED, order: Order::Random, part: 4, link: 60_000_000 },
+    Locality {
+        name: "4 to 256 KiB runs",
+        lengths: MIXED,
+        order: Order::Random,
+        gap: (32, 20),
+        part: 4,
+        link: 60_000_000,
+    },
     Locality {
         name: "in one piece",
         lengths: &[RunLength { bytes: 1 << 20, percent: 100 }],
         order: Order::Sequential,
+        gap: (0, 1),
         part: 4,
         link: 60_000_000,
     },
-    // Gaps are to be too wide to be read through: there is room for few pages.
+    // Gaps are just too wide to be read through: there is room for few pages, and with too few of them a migration's begin and
+    // end would be what is measured.
     Locality {
         name: "4 KiB runs",
         lengths: &[RunLength { bytes: 4 << 10, percent: 100 }],
         order: Order::Random,
-        part: 64,
+        gap: (17, 4),
+        part: 24,
         link: 5_000_000,
     },
 ];
@@ -164,11 +177,11 @@ impl Known {
         let mut random = Random(0x5851_f42d_4c95_7f2d);
         let mut runs = Vec::new();
         let (mut at, mut listed) = (0, 0);
-        // Of files, as much is left out as is taken, and never so little that it would be read through.
         let scattered = locality.order == Order::Random;
+        let (least, range) = locality.gap;
         while listed < pages {
             let length = u64_of(length(locality.lengths, random.next()) / PAGE_BYTES).min(pages - listed);
-            let gap = if scattered { 32 + random.next() % 20 } else { 0 };
+            let gap = least + random.next() % range;
             if at + length >= blocks {
                 anyhow::bail!("the file is too small for a guest of {pages} pages");
             }

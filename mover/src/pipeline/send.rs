@@ -21,10 +21,10 @@ use crate::memory::{PageBuf, Window};
 use crate::net::pace::Pace;
 use crate::net::{SendPath, Sender};
 use crate::pipeline::Failure;
-use crate::pipeline::judge::{Backlog, Class, Fate, judge};
+use crate::pipeline::judge::{Backlog, Class, Fate, judge, link_rate};
 use crate::pipeline::work::{Purpose, Round};
 use crate::runtime::{Bell, Moment, Runtime};
-use crate::units::{BlockAddress, PAGE_BYTES_U64, Pfn, Version, u64_of};
+use crate::units::{BlockAddress, PAGE_BYTES_U64, Pfn, Version, f64_of, u64_of};
 use crate::wire::frame::{
     ALIGNMENT, Digest, HEADER_BYTES, Header, Kind, Reference, TABLE_BYTES_MAX, ZeroRun,
 };
@@ -49,7 +49,7 @@ pub struct Sent {
     pub refetched: AtomicU64,
     /// Bytes handed to the lanes.
     pub bytes: AtomicU64,
-    /// Time lanes spent in sending, all together.
+    /// Time lanes spent in sending, all together, a cap's turns included.
     pub busy_ns: AtomicU64,
     /// Whether any lane sent without a copy.
     pub zero_copy: AtomicBool,
@@ -59,7 +59,6 @@ pub struct Sent {
 
 /// What the control task tells the judges, as the bits of `f64` seconds.
 pub struct Pipes {
-    link: AtomicU64,
     disk: AtomicU64,
     limit: AtomicU64,
     /// Seconds a reference made now adds to the disk's work.
@@ -72,27 +71,23 @@ impl Default for Pipes {
     fn default() -> Self {
         let zero = || AtomicU64::new(0f64.to_bits());
         let limit = AtomicU64::new(f64::INFINITY.to_bits());
-        Self { link: zero(), disk: zero(), limit, per_reference: zero(), fresh: AtomicU64::new(0) }
+        Self { disk: zero(), limit, per_reference: zero(), fresh: AtomicU64::new(0) }
     }
 }
 
 impl Pipes {
     /// Sets what the judges go by until the next call.
-    pub fn set(&self, backlog: Backlog, per_reference_s: f64) {
-        self.link.store(backlog.link_s.to_bits(), SeqCst);
-        self.disk.store(backlog.disk_s.to_bits(), SeqCst);
-        self.limit.store(backlog.disk_limit_s.to_bits(), SeqCst);
+    pub fn set(&self, disk_s: f64, disk_limit_s: f64, per_reference_s: f64) {
+        self.disk.store(disk_s.to_bits(), SeqCst);
+        self.limit.store(disk_limit_s.to_bits(), SeqCst);
         self.per_reference.store(per_reference_s.to_bits(), SeqCst);
         self.fresh.store(0, SeqCst);
     }
-    fn backlog(&self) -> Backlog {
+    /// With what a lane knows itself: how long the link has to work.
+    fn backlog(&self, link_s: f64) -> Backlog {
         let read = |bits: &AtomicU64| f64::from_bits(bits.load(SeqCst));
-        let fresh = crate::units::f64_of(self.fresh.load(SeqCst)) * read(&self.per_reference);
-        Backlog {
-            link_s: read(&self.link),
-            disk_s: read(&self.disk) + fresh,
-            disk_limit_s: read(&self.limit),
-        }
+        let fresh = f64_of(self.fresh.load(SeqCst)) * read(&self.per_reference);
+        Backlog { link_s, disk_s: read(&self.disk) + fresh, disk_limit_s: read(&self.limit) }
     }
 }
 
@@ -114,6 +109,8 @@ pub struct Sending {
     pub elide_zero: bool,
     /// The bandwidth cap.
     pub pace: Pace,
+    /// Lanes there are to be.
+    pub lanes: u64,
     /// Pages dirty again since the round began; lanes skip them.
     pub dirty_again: SharedBitmap,
     /// Pages whose references did not hold.
@@ -149,6 +146,12 @@ impl Sending {
             return Err(GuestError::State(text.into()).into());
         }
         Ok(Version(version))
+    }
+
+    /// What the link carries as far as is known, bytes a second, whether or not the lanes always have something to send.
+    fn link_rate(&self) -> f64 {
+        let busy_s = f64_of(self.sent.busy_ns.load(SeqCst)) / 1e9 / f64_of(self.lanes);
+        link_rate(self.sent.bytes.load(SeqCst), busy_s, self.pace.rate())
     }
 }
 
@@ -263,7 +266,7 @@ impl Lane {
             self.send_digests(round.number, version)?;
             return Ok(true);
         }
-        self.sort_out();
+        self.sort_out(round.left());
         self.send_zero(round.number, version)?;
         self.send_references(round.number, version)?;
         self.send_data(round.number, version)?;
@@ -271,12 +274,13 @@ impl Lane {
         Ok(true)
     }
 
-    /// Judges every page of the batch into `zero`, `references` and `data`.
-    fn sort_out(&mut self) {
+    /// Judges every page of the batch into `zero`, `references` and `data`; `left` pages of the round follow it.
+    fn sort_out(&mut self, left: u64) {
         self.zero.clear();
         self.references.clear();
         self.data.clear();
-        let backlog = self.shared.pipes.backlog();
+        let link_s = f64_of(left * PAGE_BYTES_U64) / self.shared.link_rate();
+        let backlog = self.shared.pipes.backlog(link_s);
         let mut run: Option<(Pfn, u64)> = None;
         let mut zeroes = 0;
         for at in 0..self.batch.len() {
@@ -367,8 +371,9 @@ impl Lane {
         }
         fill_up(&mut self.head);
         let bytes = u64_of(self.head.len()) + u64_of(count) * PAGE_BYTES_U64;
-        self.shared.pace.take(&*self.shared.runtime, bytes);
+        // With its turn under a cap: what the link carries is what comes of both.
         let began = self.shared.runtime.now();
+        self.shared.pace.take(&*self.shared.runtime, bytes);
         self.sender.send(&self.head, &pages[..count])?;
         let spent = self.shared.runtime.now().since(began);
         self.shared.sent.busy_ns.fetch_add(u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX), SeqCst);

@@ -18,7 +18,6 @@ use crate::net::pace::Pace;
 use crate::net::{Dialer, HangUp, Sender};
 use crate::pipeline::Failure;
 use crate::pipeline::control::{self, Mail};
-use crate::pipeline::judge::Backlog;
 use crate::pipeline::send::{Pipes, Sending, Sent};
 use crate::pipeline::work::Round;
 use crate::report::{Event, Mode, PageCounts, Part, Phase, Sample, Summary};
@@ -36,8 +35,6 @@ const SAMPLE: Duration = Duration::from_millis(100);
 const URGENT: usize = 1024;
 /// What a disk is taken to deliver before the target has told, bytes a second.
 const DISK_RATE_GUESS: f64 = 400e6;
-/// What the link is taken to carry before anything has been sent, bytes a second.
-const LINK_RATE_GUESS: f64 = 100e6;
 
 /// What the target has said so far.
 #[derive(Default)]
@@ -133,6 +130,7 @@ fn new_sending(parts: &Parts, config: &Config, around: &Surroundings) -> Arc<Sen
         key: CheckKey::new(key),
         elide_zero: config.mode != Mode::Stock,
         pace: Pace::new(config.bandwidth),
+        lanes: u64_of(config.lanes.max(1)),
         dirty_again: SharedBitmap::new(bits),
         refetch: SharedBitmap::new(bits),
         referred: SharedBitmap::new(bits),
@@ -358,8 +356,6 @@ impl Migration {
         let per_page = self.disk_seconds_a_page();
         let references = sending.sent.references.load(SeqCst);
         let unsettled = references.saturating_sub(feedback.checked).min(references);
-        let left = self.round.as_ref().map_or(0, |round| round.left());
-        let link_s = f64_of(left * PAGE_BYTES_U64) / self.pipe_rate();
         let last = self.hold == Hold::Paused;
         let disk_limit_s = match self.config.mode {
             Mode::Refer if last => self.config.max_downtime.as_secs_f64() / 4.0,
@@ -371,15 +367,7 @@ impl Migration {
         // held back while the rounds run, one of the first.
         let may_wait = if self.config.holds_ahead { self.rounds <= 1 } else { last };
         let per_page = if may_wait && self.config.mode == Mode::Lazy { 0.0 } else { per_page };
-        sending.pipes.set(Backlog { link_s, disk_s: f64_of(unsettled) * per_page, disk_limit_s }, per_page);
-    }
-
-    /// What the lanes carry while they send, bytes a second, whether or not they always have something to send.
-    fn pipe_rate(&self) -> f64 {
-        let sent = &self.sending.sent;
-        let busy_s = f64_of(sent.busy_ns.load(SeqCst)) / 1e9 / f64_of(u64_of(self.config.lanes.max(1)));
-        let bytes = sent.bytes.load(SeqCst);
-        if bytes < 1 << 20 || busy_s <= 0.0 { LINK_RATE_GUESS } else { f64_of(bytes) / busy_s }
+        sending.pipes.set(f64_of(unsettled) * per_page, disk_limit_s, per_page);
     }
 
     fn sample(&mut self) {
