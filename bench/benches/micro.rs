@@ -86,7 +86,7 @@ fn bitmaps(c: &mut Criterion) {
 }
 
 fn decisions(c: &mut Criterion) {
-    let backlog = Backlog { link_s: 0.5, disk_s: 0.2, disk_limit_s: f64::INFINITY };
+    let backlog = Backlog { link_s: 0.5, disk_s: 0.2, disk_limit_s: f64::INFINITY, held_up: 1.0 };
     c.bench_function("judge", |b| b.iter(|| judge(black_box(Class::Duplicate), black_box(backlog))));
     let header =
         Header { kind: Kind::Data, lane: 1, count: 256, round: 3, version: Version(9), sequence: 77 };

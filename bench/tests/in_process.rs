@@ -104,7 +104,10 @@ fn allocations(pages: u64, mode: Mode, encrypted: bool) -> u64 {
         blocks.extend_from_slice(&page.0);
     }
     fs::write(&image, blocks).unwrap();
-    let plan = Plan { mode, disk: Some(image), known: Some(Arc::new(SamePlace)), ..Plan::plain(2) };
+    // Without a cap the link holds nothing up, and everything goes over it.
+    let bandwidth = (mode == Mode::Refer).then_some(400_000_000);
+    let plan =
+        Plan { mode, bandwidth, disk: Some(image), known: Some(Arc::new(SamePlace)), ..Plan::plain(2) };
     let before = ALLOCATOR.allocations();
     let (sent, received) = migrate_over(&source, &target, plan, encrypted);
     received.unwrap();

@@ -21,7 +21,7 @@ use crate::memory::{PageBuf, Window};
 use crate::net::pace::Pace;
 use crate::net::{SendPath, Sender};
 use crate::pipeline::Failure;
-use crate::pipeline::judge::{Backlog, Class, Fate, judge, link_rate};
+use crate::pipeline::judge::{Backlog, Class, Fate, held_up, judge, link_rate, may_refer};
 use crate::pipeline::work::{Purpose, Round};
 use crate::runtime::{Bell, Moment, Runtime};
 use crate::units::{BlockAddress, PAGE_BYTES_U64, Pfn, Version, f64_of, u64_of};
@@ -51,6 +51,8 @@ pub struct Sent {
     pub bytes: AtomicU64,
     /// Time lanes spent in sending, all together, a cap's turns included.
     pub busy_ns: AtomicU64,
+    /// Of that, time on a processor.
+    pub worked_ns: AtomicU64,
     /// Whether any lane sent without a copy.
     pub zero_copy: AtomicBool,
     /// Whether any lane encrypted.
@@ -83,11 +85,14 @@ impl Pipes {
         self.per_reference.store(per_reference_s.to_bits(), SeqCst);
         self.fresh.store(0, SeqCst);
     }
-    /// With what a lane knows itself: how long the link has to work.
-    fn backlog(&self, link_s: f64) -> Backlog {
+    /// With what a lane knows itself: how long the link has to work, and how much of its sending it waits.
+    fn backlog(&self, link_s: f64, held_up: f64) -> Backlog {
         let read = |bits: &AtomicU64| f64::from_bits(bits.load(SeqCst));
-        let fresh = f64_of(self.fresh.load(SeqCst)) * read(&self.per_reference);
-        Backlog { link_s, disk_s: read(&self.disk) + fresh, disk_limit_s: read(&self.limit) }
+        let per_reference = read(&self.per_reference);
+        let fresh = f64_of(self.fresh.load(SeqCst)) * per_reference;
+        // References that need not be loaded before the restart cost nothing of what counts.
+        let held_up = if per_reference == 0.0 { 1.0 } else { held_up };
+        Backlog { link_s, disk_s: read(&self.disk) + fresh, disk_limit_s: read(&self.limit), held_up }
     }
 }
 
@@ -171,6 +176,8 @@ pub struct Lane {
     head: Vec<u8>,
     page: PageBuf,
     near: Option<BlockAddress>,
+    /// Part of the time it has lately spent in sending in which it waited.
+    held_up: f64,
     refetch_word: usize,
     /// Bytes that were on their way when the lane became idle or they last became fewer, and when that was.
     stuck: Option<(Moment, u64)>,
@@ -200,6 +207,7 @@ impl Lane {
             head: Vec::with_capacity(HEADER_BYTES + TABLE_BYTES_MAX),
             page: PageBuf::zeroed(),
             near: None,
+            held_up: 1.0,
             refetch_word: 0,
             stuck: None,
         })
@@ -280,7 +288,8 @@ impl Lane {
         self.references.clear();
         self.data.clear();
         let link_s = f64_of(left * PAGE_BYTES_U64) / self.shared.link_rate();
-        let backlog = self.shared.pipes.backlog(link_s);
+        let backlog = self.shared.pipes.backlog(link_s, self.held_up);
+        let look_up = may_refer(backlog);
         let mut run: Option<(Pfn, u64)> = None;
         let mut zeroes = 0;
         for at in 0..self.batch.len() {
@@ -291,7 +300,7 @@ impl Lane {
                 later.prefetch();
             }
             // A page that can't be mapped (a hole, ballooned out) has no content: the target's reads as zero.
-            let Some((class, block)) = self.classify(at) else { continue };
+            let Some((class, block)) = self.classify(at, look_up) else { continue };
             let fate = judge(class, backlog);
             match fate {
                 Fate::Reference => self.shared.referred.set(pfn.index()),
@@ -324,13 +333,14 @@ impl Lane {
     }
 
     /// The class of the page at place `at` of the batch; for a duplicate its bytes stand in `self.page`, and it comes
-    /// with its block. `None` if it is not mapped.
-    fn classify(&mut self, at: usize) -> Option<(Class, Option<BlockAddress>)> {
+    /// with its block, if it is to be looked up. `None` if it is not mapped.
+    fn classify(&mut self, at: usize, look_up: bool) -> Option<(Class, Option<BlockAddress>)> {
         let page = self.window.page(at)?;
         if self.shared.elide_zero && page.is_zero() {
             return Some((Class::Zero, None));
         }
-        let Some(index) = &self.shared.index else { return Some((Class::Unique, None)) };
+        let index = self.shared.index.as_ref().filter(|_| look_up);
+        let Some(index) = index else { return Some((Class::Unique, None)) };
         page.copy_to(&mut self.page);
         let found = index.find(&self.page, self.near);
         let usable = self.shared.usable.load(SeqCst);
@@ -371,12 +381,20 @@ impl Lane {
         }
         fill_up(&mut self.head);
         let bytes = u64_of(self.head.len()) + u64_of(count) * PAGE_BYTES_U64;
-        // With its turn under a cap: what the link carries is what comes of both.
-        let began = self.shared.runtime.now();
-        self.shared.pace.take(&*self.shared.runtime, bytes);
+        let runtime = &self.shared.runtime;
+        // A lane that waits for its turn under a cap is held up no less than one that waits for the socket.
+        let (began, worked) = (runtime.now(), runtime.task_cpu_time());
+        self.shared.pace.take(&**runtime, bytes);
         self.sender.send(&self.head, &pages[..count])?;
-        let spent = self.shared.runtime.now().since(began);
-        self.shared.sent.busy_ns.fetch_add(u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX), SeqCst);
+        let (spent, worked) = (runtime.now().since(began), runtime.task_cpu_time().saturating_sub(worked));
+        self.held_up = match self.sender.path() {
+            // A page that is encrypted takes more of the processors than one that is read and checked.
+            SendPath::Encrypted => 1.0,
+            SendPath::Copy | SendPath::ZeroCopy => held_up(self.held_up, worked, spent),
+        };
+        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.shared.sent.busy_ns.fetch_add(nanoseconds(spent), SeqCst);
+        self.shared.sent.worked_ns.fetch_add(nanoseconds(worked), SeqCst);
         self.account(bytes);
         Ok(())
     }

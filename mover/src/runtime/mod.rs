@@ -95,6 +95,8 @@ pub trait Runtime: Send + Sync {
     fn random(&self, out: &mut [u8]);
     /// CPU time this process has used so far.
     fn cpu_time(&self) -> Duration;
+    /// CPU time the calling task has used so far; 0 where tasks take none.
+    fn task_cpu_time(&self) -> Duration;
     /// Memory of this process alone, in bytes: without mapped guests, index files and other shared memory
     /// (`RssAnon` and huge pages of its own, proc_pid_status(5)). 0 where that can't be told.
     fn private_memory(&self) -> u64;

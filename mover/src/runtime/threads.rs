@@ -111,6 +111,9 @@ impl Runtime for Threads {
     fn cpu_time(&self) -> Duration {
         Duration::from_nanos(nanoseconds(clock_gettime(ClockId::ProcessCPUTime)))
     }
+    fn task_cpu_time(&self) -> Duration {
+        Duration::from_nanos(nanoseconds(clock_gettime(ClockId::ThreadCPUTime)))
+    }
     fn private_memory(&self) -> u64 {
         let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return 0 };
         let kib = |key: &str| {
@@ -349,6 +352,22 @@ mod tests {
         };
         runtime.spawn("pinned", Placement::Core(cores + 1), Box::new(body)).join().unwrap();
         assert_eq!(*seen.lock().unwrap(), [1, all]);
+    }
+
+    #[test]
+    fn a_task_is_told_its_own_work_alone() {
+        let runtime = Arc::new(Threads::new());
+        let there = Arc::clone(&runtime);
+        let before = runtime.task_cpu_time();
+        let body = move || {
+            let begin = there.task_cpu_time();
+            while there.task_cpu_time() < begin + Duration::from_millis(20) {
+                std::hint::spin_loop();
+            }
+        };
+        runtime.spawn("worker", Placement::Any, Box::new(body)).join().unwrap();
+        let mine = runtime.task_cpu_time() - before;
+        assert!(mine < Duration::from_millis(20), "the other task's work was counted: {mine:?}");
     }
 
     #[test]

@@ -92,6 +92,10 @@ impl Runtime for SimRuntime {
         Duration::from_nanos(self.scheduler.now() / 2)
     }
 
+    fn task_cpu_time(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn private_memory(&self) -> u64 {
         0
     }

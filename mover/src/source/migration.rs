@@ -433,6 +433,13 @@ impl Migration {
             let _ = self.tell(&Message::Abort(error.class(), error.to_string()));
         }
         let joined = self.end_tasks();
+        let sent = &self.sending.sent;
+        let (busy_ns, worked_ns) = (sent.busy_ns.load(SeqCst), sent.worked_ns.load(SeqCst));
+        tracing::debug!(
+            busy_ns,
+            worked_ns,
+            "what the lanes spent in sending data, and of that on a processor"
+        );
         let restored = self.restore_guest();
         outcome.and(joined).map_err(|error| self.doubt(error))?;
         restored?;
