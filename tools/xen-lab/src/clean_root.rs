@@ -17,9 +17,10 @@ use crate::{machine, run};
 /// Raised when this file builds something else from the same inputs.
 const RECIPE: &str = "1";
 const LIMIT: Duration = Duration::from_secs(15 * 60);
-/// Downloads Xen's own package beside the root, by the apt that has just filled it.
-const KEEP_XEN: &str = "cd \"$1/..\" && apt-get -q -o APT::Sandbox::User= download \"$XEN_UTILS\" \
-                        && mv ./xen-utils-*.deb xen-utils.deb";
+/// Downloads Xen's own package beside the root, by the lists that have just filled it: this machine's own may be older, and
+/// name another version.
+const KEEP_XEN: &str = "cd \"$1/..\" && APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" apt-get -q -o APT::Sandbox::User= \
+                        download \"$XEN_UTILS\" && mv ./xen-utils-*.deb xen-utils.deb";
 
 /// The root of `suite`, built if need be.
 pub(crate) fn object(cache: &Cache, suite: Suite) -> Result<PathBuf> {
