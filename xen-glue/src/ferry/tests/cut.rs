@@ -48,7 +48,7 @@ impl Wire {
         for (from, to) in [(&source, &target), (&target, &source)] {
             let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
             std::thread::spawn(move || {
-                let _ = std::io::copy(&mut from, &mut to);
+                slowly(&mut from, &mut to);
                 let _ = to.shutdown(Shutdown::Both);
             });
         }
@@ -63,6 +63,17 @@ impl Wire {
 
     fn mend(&self) {
         self.cut.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Carries no more than 4 MiB a second: what the source sends is not all on its way before the wire is cut.
+fn slowly(from: &mut TcpStream, to: &mut TcpStream) {
+    let mut some = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut some) {
+        if to.write_all(&some[..count]).is_err() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
