@@ -99,7 +99,7 @@ impl ImageDisks {
     }
 
     /// Opens `specs` without looking at what stands on them; their identities stay empty.
-    pub(crate) fn open_unidentified(specs: &[DiskSpec]) -> Result<Self, DiskError> {
+    pub fn open_unidentified(specs: &[DiskSpec]) -> Result<Self, DiskError> {
         if specs.len() > DISKS_MAX {
             return Err(DiskError::Os {
                 doing: format!("opening {} disks", specs.len()),

@@ -164,13 +164,18 @@ impl Landing {
         if let Ok(true) = held {
             self.ahead.fetch_add(1, SeqCst);
         }
-        self.table.unclaim(pfn, version, State::Outstanding(version));
+        self.give_back(pfn, version, State::Outstanding(version));
+        Ok(held?)
+    }
+
+    /// Gives back a claimed page that is still to be loaded.
+    pub(super) fn give_back(&self, pfn: Pfn, version: Version, before: State) {
+        self.table.unclaim(pfn, version, before);
         self.runtime.ring(&self.settled);
         // The loader may have passed it over while it was claimed.
         if self.table.wanted.set(pfn.index()) {
             self.runtime.ring(&self.work);
         }
-        Ok(held?)
     }
 
     /// Whether pages are held back now, before the switch.

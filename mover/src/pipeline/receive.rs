@@ -162,12 +162,7 @@ impl Lane {
                     // Held back since it was mapped: what the window shows is not the guest's any more, and it waits to be given
                     // the page whole.
                     Claim::Granted(before) if landing.is_ahead(*pfn) => {
-                        landing.table.unclaim(*pfn, version, before);
-                        landing.runtime.ring(&landing.settled);
-                        // The loader may have passed it over while it was claimed.
-                        if landing.table.wanted.set(pfn.index()) {
-                            landing.runtime.ring(&landing.work);
-                        }
+                        landing.give_back(*pfn, version, before);
                         Aim::Aside
                     }
                     Claim::Granted(before) => Aim::Guest(before),

@@ -80,8 +80,8 @@ pub(super) fn arrive(parts: Parts, config: &Config, around: &Surroundings) -> Re
     }
 }
 
-/// Waits for the source that shows `token`: which migration is its, and the version both speak. A function of its own, never a part of its caller's: what it leaves on the stack lies
-/// where the caller overwrites it.
+/// Waits for the source that shows `token`: which migration is its, and the version both speak. A function of its own, never a
+/// part of its caller's: what it leaves on the stack lies where the caller overwrites it.
 #[inline(never)]
 fn greeted(
     acceptor: &mut dyn Acceptor,

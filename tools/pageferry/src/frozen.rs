@@ -64,8 +64,7 @@ impl Lookup {
         match left {
             Left::On(disks) => {
                 self.look()?;
-                let words = |disk: &mover::disk::DiskInfo| format!("{} ({})", disk.name, disk.path);
-                self.account.disks.extend(disks.disks.iter().map(words));
+                self.account.disks.extend(disks.names());
                 let opened = frozen::open(&disks, &self.paths)?;
                 let sweeper = Sweeper::new(opened, disks.check_key(), READ_DEPTH)?;
                 self.open = Some(Open { disks, sweeper, pending: Vec::new() });
@@ -133,7 +132,10 @@ impl Account {
         }
         let hidden = self.wrong().saturating_sub(u64_of(self.faults.len().min(SHOWN_MAX)));
         if hidden > 0 {
-            out.push_str(&format!("\n  and {} more; --json has the first 1000", show_count(hidden)));
+            out.push_str(&format!(
+                "\n  and {} more; --json has the first {FAULTS_KEPT_MAX}",
+                show_count(hidden)
+            ));
         }
         out
     }

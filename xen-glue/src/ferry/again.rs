@@ -161,10 +161,7 @@ impl Returner {
             return None;
         }
         let migration = MigrationId(self.offer.migration);
-        let purpose = match self.made.len().checked_sub(1).map(u8::try_from) {
-            Some(lane) => Purpose::Lane(lane.unwrap_or(u8::MAX)),
-            None => Purpose::Resume,
-        };
+        let purpose = dial::purpose(self.made.len(), Purpose::Resume);
         let hello = Hello::new(purpose, migration, session.clone());
         let address = &self.offer.addresses[self.address];
         match dial::one(&self.offer, self.how.credentials.as_ref(), address, &hello) {

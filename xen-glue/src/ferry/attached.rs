@@ -86,9 +86,8 @@ fn add(disks: &mut Vec<DiskSpec>, more: impl IntoIterator<Item = DiskSpec>, note
 /// Puts `images` of the settings, which pages may be referred to on, behind the guest's `disks`. A sentence for each that is left out.
 pub fn add_references(disks: &mut Vec<DiskSpec>, images: &[PathBuf]) -> Vec<String> {
     let mut notes = Vec::new();
-    let known = |disks: &[DiskSpec], path: &Path| disks.iter().any(|disk| disk.path == path);
     for (number, path) in (1..).zip(images) {
-        if known(disks, path) {
+        if disks.iter().any(|disk| disk.path == *path) {
             continue;
         }
         if disks.len() >= DISKS_MAX {

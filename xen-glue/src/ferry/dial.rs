@@ -77,12 +77,17 @@ fn dial(offer: &Offer, credentials: Option<&Credentials>) -> Result<Vec<Connecti
     Err(tried.join("; "))
 }
 
-/// What is said first on connection `number` of what `offer` offers, 0 for control.
-pub(super) fn first_hello(offer: &Offer, number: usize) -> Hello {
-    let purpose = match number.checked_sub(1).map(u8::try_from) {
+/// What connection `number` is for; 0 is the control connection, for `control`.
+pub(super) fn purpose(number: usize, control: Purpose) -> Purpose {
+    match number.checked_sub(1).map(u8::try_from) {
         Some(lane) => Purpose::Lane(lane.unwrap_or(u8::MAX)),
-        None => Purpose::Control,
-    };
+        None => control,
+    }
+}
+
+/// What is said first on connection `number` of what `offer` offers.
+pub(super) fn first_hello(offer: &Offer, number: usize) -> Hello {
+    let purpose = purpose(number, Purpose::Control);
     Hello::new(purpose, MigrationId(offer.migration), Secret::of(&offer.token))
 }
 

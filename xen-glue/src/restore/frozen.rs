@@ -57,8 +57,7 @@ pub fn fault(frozen: &FrozenDisks, page: &Wanted, found: &Found<'_>) -> Option<S
 impl<T: Target, K: Toolstack> Restore<'_, T, K> {
     /// Pages will come from these disks.
     pub(super) fn begin_thawing(&mut self, disks: FrozenDisks) -> Result<(), RestoreError> {
-        let names: Vec<_> = disks.disks.iter().map(|disk| format!("{} ({})", disk.name, disk.path)).collect();
-        let names = names.join(", ");
+        let names = disks.names().collect::<Vec<_>>().join(", ");
         let opened = open(&disks, &self.options.disk_paths).map_err(|error| RestoreError::Frozen {
             what: format!(
                 "pages of the guest were left on {names} when it was saved, and can't be loaded from there: {error}"

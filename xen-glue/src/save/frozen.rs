@@ -30,7 +30,7 @@ use mover::pipeline::load::SWEEP_PAGES;
 use mover::pipeline::sweep::{End, Found, Sweeper};
 use mover::pipeline::table::Wanted;
 use mover::runtime::{Runtime, Threads};
-use mover::units::{BlockAddress, DiskId, PAGE_BYTES_U64, Version, f64_of, u64_of};
+use mover::units::{BlockAddress, DiskId, PAGE_BYTES_U64, f64_of, u64_of};
 use mover::wire::hello::Secret;
 
 use super::phases::Save;
@@ -109,7 +109,7 @@ impl Referrer {
                 match self.look_up().filter(|_| entry.page_type() == PageType::Normal) {
                     Some(block) => {
                         let (pfn, check) = (entry.pfn(), self.key.check(&self.page));
-                        self.left.push(Wanted { pfn, version: Version(1), block, check });
+                        self.left.push(Reference { pfn, block, check }.wanted());
                         self.near = Some(block);
                         entry = PageEntry::new(pfn, PageType::AllocateOnly);
                     }
@@ -233,7 +233,8 @@ fn referrer(
         }
     };
     let specs: Vec<DiskSpec> = frozen.disks.iter().filter(readable).cloned().collect();
-    let disks = ImageDisks::open_images(&specs)?;
+    // What they are recognised by is read below, when they have been flushed.
+    let disks = ImageDisks::open_unidentified(&specs)?;
     // What this host has cached of the guest's last writes is on the disk before anything is looked for there.
     disks.flush()?;
     let (tables, notes) = commands::load(&disks, &frozen.indexes)?;

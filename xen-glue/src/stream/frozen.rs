@@ -50,11 +50,16 @@ impl FrozenDisks {
         CheckKey::new(*self.key.bytes())
     }
 
-    /// The disk's name and path, for a sentence.
+    /// The disks' names and paths, for a sentence.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        self.disks.iter().map(name_of)
+    }
+
+    /// The place on a disk, for a sentence.
     #[must_use]
     pub fn words(&self, block: BlockAddress) -> String {
         match self.disks.get(usize::from(block.disk.0)) {
-            Some(disk) => format!("sector {} of disk {} ({})", block.sector.0, disk.name, disk.path),
+            Some(disk) => format!("sector {} of disk {}", block.sector.0, name_of(disk)),
             None => format!("sector {} of disk {}", block.sector.0, block.disk.0),
         }
     }
@@ -114,6 +119,10 @@ impl FrozenDisks {
             }
         }
     }
+}
+
+fn name_of(disk: &DiskInfo) -> String {
+    format!("{} ({})", disk.name, disk.path)
 }
 
 fn text_limit(found: usize) -> Fault {
