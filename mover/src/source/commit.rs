@@ -17,6 +17,10 @@ use crate::wire::hello::{Hello, Purpose};
 
 /// Between two attempts to reach the target again.
 const REDIAL: Duration = Duration::from_millis(250);
+/// Attempts there must be time for: one that falls into a silence must not use up what is left to the others.
+const ATTEMPTS: u32 = 4;
+/// What an attempt gets at least, so that a far target is reached even where there is little time.
+const ATTEMPT: Duration = Duration::from_secs(1);
 
 impl Migration {
     /// Waits until the target could start the guest, gives it up, and has the target start it.
@@ -116,8 +120,9 @@ impl Migration {
         self.drop_link()?;
         let give_up = self.around.runtime.now().plus(self.config.redial_for);
         let hello = Hello::new(Purpose::Resume, self.id, self.session.clone().expect("connected once"));
+        let within = attempt(self.config.patience, self.config.redial_for);
         loop {
-            match self.resume(&hello) {
+            match self.resume(&hello, within) {
                 Ok(()) => {
                     self.notice("the target is there again".to_owned());
                     return Ok(());
@@ -156,16 +161,29 @@ impl Migration {
         Ok(())
     }
 
-    fn resume(&mut self, hello: &Hello) -> Result<(), Error> {
-        let (connection, _) = control::open(&*self.dialer, hello, self.config.patience)?;
+    /// One attempt: comes in again, hears how far the target is, and opens the lanes; waits no longer than `within` for any
+    /// answer. The target lets a later attempt take the place of an earlier one that it takes for alive still.
+    fn resume(&mut self, hello: &Hello, within: Duration) -> Result<(), Error> {
+        let (connection, _) = control::open(&*self.dialer, hello, within)?;
+        let peer = connection.peer.clone();
         self.heard = Heard { feedback: self.heard.feedback, started: self.heard.started, ..Heard::default() };
         self.listen(connection);
-        self.wait_for(|m| m.heard.standing.is_some())?;
+        let give_up = self.around.runtime.now().plus(within);
+        self.wait_for(|m| m.heard.standing.is_some() || m.around.runtime.now() >= give_up)?;
         match self.heard.standing {
             Some(Standing::Ready) => self.tell(&Message::Commit)?,
             Some(Standing::Started | Standing::Drained) => self.heard.started = true,
-            Some(Standing::Discarded) | None => return Ok(()),
+            Some(Standing::Discarded) => return Ok(()),
+            None => {
+                let doing = "it was asked how far it has come";
+                return Err(NetError::Stalled { peer, seconds: within.as_secs(), doing }.into());
+            }
         }
-        self.dial_lanes()
+        self.dial_lanes(within)
     }
+}
+
+/// How long one attempt waits for an answer.
+fn attempt(patience: Duration, redial_for: Duration) -> Duration {
+    if redial_for.is_zero() { patience } else { patience.min(ATTEMPT.max(redial_for / ATTEMPTS)) }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 
@@ -43,7 +44,7 @@ impl Migration {
         let usable =
             disks.iter().enumerate().filter(|(_, disk)| disk.is_ok()).fold(0, |mask, (at, _)| mask | 1 << at);
         self.sending.usable.store(usable, SeqCst);
-        self.dial_lanes()
+        self.dial_lanes(self.config.patience)
     }
 
     /// Starts receiving control messages; refetches go straight to the lanes.
@@ -71,12 +72,12 @@ impl Migration {
         self.peer = Some(Peer { sender, mail, hang_up });
     }
 
-    /// Opens all lanes and starts their tasks.
-    pub(super) fn dial_lanes(&mut self) -> Result<(), Error> {
+    /// Opens all lanes and starts their tasks; waits no longer than `within` for the answer to one.
+    pub(super) fn dial_lanes(&mut self, within: Duration) -> Result<(), Error> {
         let session = self.session.clone().expect("connected");
         for number in 0..u8::try_from(self.config.lanes).unwrap_or(u8::MAX) {
             let hello = Hello::new(Purpose::Lane(number), self.id, session.clone());
-            let (connection, _) = control::open(&*self.dialer, &hello, self.config.patience)?;
+            let (connection, _) = control::open(&*self.dialer, &hello, within)?;
             let Connection { sender, hang_up, .. } = connection;
             let jobs = Arc::new(ArrayQueue::new(JOBS));
             let lane = Lane::new(Arc::clone(&self.sending), number.into(), sender, Arc::clone(&jobs))?;

@@ -160,6 +160,15 @@ const MUTANTS: &[Mutant] = &[
         test: SEEDS,
     },
     Mutant {
+        invariant: 3,
+        name: "one attempt to come back uses up the time for all",
+        file: "mover/src/source/commit.rs",
+        find: "patience.min(ATTEMPT.max(redial_for / ATTEMPTS))",
+        replace: "patience",
+        package: "mover",
+        test: "sim::seeds::seeds_that_found_something",
+    },
+    Mutant {
         invariant: 4,
         name: "the source lets its pages go while some are outstanding",
         file: "mover/src/source/commit.rs",
