@@ -131,7 +131,7 @@ pub(in crate::net) fn judged(error: &CertificateError) -> String {
             "it is not valid yet. Is this host's clock wrong?"
         }
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            "it was not issued by the authority this end trusts (--ca)"
+            "it was not issued by the authority this end trusts (--ca; lanes_ca on a Xen host)"
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "it is for another name. If that host is the right one, say which name it has with --peer-name"
@@ -147,7 +147,10 @@ pub(in crate::net) fn judged(error: &CertificateError) -> String {
 /// Why the other end broke a handshake off, if that was about our certificate (RFC 8446, section 6.2).
 pub(super) fn refused(alert: u8) -> Option<&'static str> {
     Some(match alert {
-        116 => "it asks for a certificate, and this end has shown none: give --ca, --cert and --key",
+        116 => {
+            "it asks for a certificate, and this end has shown none: give --ca, --cert and --key (on a Xen host lanes_ca, lanes_cert \
+             and lanes_key)"
+        }
         48 => "it was not issued by the authority the other end trusts",
         45 => "it has expired, by the other end's clock",
         42 | 43 | 44 | 46 => "it is revoked, or not meant for this; the other end's output says more",

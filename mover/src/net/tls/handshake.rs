@@ -235,9 +235,10 @@ pub(super) fn dial_with(
         rustls::Error::InvalidCertificate(error) => {
             NetError::Certificate { peer: peer.clone(), why: judged(&error) }
         }
-        rustls::Error::PeerIncompatible(_) | rustls::Error::AlertReceived(_) => {
-            untrusted(format!("{error}. Either both ends have --ca, --cert and --key, or neither has"))
-        }
+        rustls::Error::PeerIncompatible(_) | rustls::Error::AlertReceived(_) => untrusted(format!(
+            "{error}. Either both ends have certificates of an authority (--ca, --cert, --key; lanes_ca and so on on a Xen host), \
+                 or neither has"
+        )),
         other => untrusted(other.to_string()),
     };
     let mut nonce = [0; 16];

@@ -79,8 +79,8 @@ pub(crate) fn run(args: &DemoArgs, console: &Console) -> Outcome {
 }
 
 /// What to make of figures from a link that no network is like.
-const UNSHAPED: &str = "Over the loopback the link is about as fast as memory, so that nothing is gained by leaving pages \
-                        to the disk. `--link 1gbit` (as root) shows a network.";
+const UNSHAPED: &str = "Over the loopback the link is about as fast as memory, so that leaving pages to the disk \
+                        gains little or nothing. `--link 1gbit` (as root) shows a network.";
 
 /// The guest's name after so many migrations.
 fn name(migrations: usize) -> String {

@@ -1,5 +1,6 @@
-//! The connections between the hosts are lost in the middle of a drain, with pages outstanding that only the source has. They go
-//! over a wire of the test's own: what it has cut is closed to both ends, and nobody comes through before it is mended.
+//! The connections between the hosts are lost: in the middle of a drain, with pages outstanding that only the source has, or while the
+//! guest changes hands. They go over a wire of the test's own: what it has cut is closed to both ends, and nobody comes through
+//! before it is mended.
 
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
@@ -237,4 +238,27 @@ fn a_source_that_is_not_found_in_time_stops_the_guest_with_a_page_named() {
         let right = read(guest.memory.page(pfn)) == *page;
         assert!(right || is_gone(pfn) && *page == PageBuf([0xdd; PAGE_BYTES]), "{pfn} is another one");
     }
+}
+
+/// Who has the guest is the toolstack's to settle while it changes hands: neither end dials, and both say that it failed. In mode
+/// lazy, in which they would during the drain.
+#[test]
+fn what_is_cut_while_the_guest_changes_hands_is_not_dialled_again() {
+    let (wire, address) = Wire::new();
+    let mut journey = Journey::new(plan(Mode::Lazy));
+    journey.options.ferry.as_mut().unwrap().redial_for = Duration::from_secs(1);
+    journey.carry = by_way_of(&wire, address);
+    let mut toolstack = patient();
+    let mut waiting = toolstack.watch.take().unwrap();
+    toolstack.watch = Some(Box::new(move |event| {
+        if let Event::Phase(save::Phase::FinalState) = event {
+            wire.cut();
+        }
+        waiting(event);
+    }));
+    let trip = journey.go(&Guest::new(1000), &mut toolstack);
+    let failed = trip.saved.expect_err("the target has been told to start it").to_string();
+    assert!(failed.contains("the other end did not confirm"), "{failed}");
+    assert!(trip.restored.is_err() && !trip.copy.stopped);
+    assert!(trip.notes.iter().all(|note| !note.contains("dialling again")), "{:#?}", trip.notes);
 }
