@@ -1,13 +1,13 @@
-//! Several guests between two hosts at once, in both directions: each migration is a world of its own, with the oracle of
+//! Several guests among two to four hosts at once, in all directions: each migration is a world of its own, with the oracle of
 //! its own, and all share one clock, one wire and one disk. A fleet's seed decides them all, and what strikes them: one
-//! alone, or a whole host and the whole wire.
+//! alone, a host with all that it sends and receives, its cable, or the whole wire.
 //!
 //! ```text
-//!   host A                               host B
-//!     source 0 ==\                  /== target 0
-//!     target 1 ===>== one wire ====<=== source 1        odd ones go the other way
-//!     source 2 ==/                  \== target 2
-//!        `------- one disk ------------'
+//!   A: source 0, target 1, source 2      B: target 0, source 1      C: target 2
+//!           |                                    |                        |
+//!        ===+======== one wire ==================+========================+===
+//!           |                                    |                        |
+//!        ---+-------- one disk ------------------+------------------------+---
 //! ```
 //! Also an hour of the simulated clock, in which guests go to and fro without end: what a migration leaves behind would pile up.
 
@@ -33,30 +33,81 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is {text:?}, and must be a number")))
 }
 
-/// The migrations of fleet `seed`, every other one from B to A.
-fn fleet(seed: u64) -> Vec<Scenario> {
-    let mut rng = Rng::new(seed, "fleet");
-    let count = rng.range(2, 6);
-    let mut all: Vec<Scenario> = (0..count).map(|_| Scenario::of(rng.next())).collect();
-    // One wire: all links are alike, and wide enough for as many.
-    let mut link = all[0].link.clone();
-    link.bandwidth = link.bandwidth.max(50_000_000);
-    let delay = rng.magnitude(1, 3 * SECOND);
-    let shared = match rng.below(6) {
-        0 => Some([Fault::Down(rng.pick(&[500 * MILLI, 8 * SECOND, 40 * SECOND])); 2]),
-        1 => Some([Fault::Cut { notice: rng.once_in(2), lasts: rng.pick(&[MILLI, 8 * SECOND]) }; 2]),
-        2 => Some([Fault::KillSource, Fault::KillTarget]),
-        3 => Some([Fault::KillTarget, Fault::KillSource]),
-        _ => None,
-    };
-    for (at, scenario) in all.iter_mut().enumerate() {
-        scenario.link = link.clone();
-        // What strikes all leaves no room for what strikes one: each fault has its turn.
-        if let Some(faults) = shared {
-            scenario.faults = vec![(When::After(delay), faults[at % 2])];
+/// Between which of the fleet's hosts a guest moves.
+#[derive(Clone, Copy)]
+struct Route {
+    from: u64,
+    to: u64,
+}
+
+/// What strikes more than one migration.
+#[derive(Clone, Copy)]
+enum Blow {
+    /// All connections, and all attempts to make new ones.
+    Wire(Fault),
+    /// The same, but only those of one host.
+    Cable(u64, Fault),
+    /// A host, with the ends of all migrations that run there.
+    Host(u64),
+}
+
+impl Blow {
+    fn of(rng: &mut Rng, hosts: u64) -> Option<Self> {
+        let host = rng.below(hosts);
+        let down = Fault::Down(rng.pick(&[500 * MILLI, 8 * SECOND, 40 * SECOND]));
+        let cut = Fault::Cut { notice: rng.once_in(2), lasts: rng.pick(&[MILLI, 8 * SECOND]) };
+        match rng.below(7) {
+            0 => Some(Self::Wire(down)),
+            1 => Some(Self::Wire(cut)),
+            2 => Some(Self::Cable(host, rng.pick(&[down, cut]))),
+            3 | 4 => Some(Self::Host(host)),
+            _ => None,
         }
     }
-    all
+
+    /// What a guest on this route has of it.
+    fn on(self, route: Route) -> Option<Fault> {
+        match self {
+            Self::Wire(fault) => Some(fault),
+            Self::Cable(host, fault) => (route.from == host || route.to == host).then_some(fault),
+            Self::Host(host) if route.from == host => Some(Fault::KillSource),
+            Self::Host(host) => (route.to == host).then_some(Fault::KillTarget),
+        }
+    }
+}
+
+/// A fleet: how many hosts there are, and its migrations.
+struct Fleet {
+    hosts: u64,
+    migrations: Vec<Scenario>,
+    /// Whether a host or its cable is struck and others go on beside it.
+    spares_some: bool,
+}
+
+impl Fleet {
+    fn of(seed: u64) -> Self {
+        let mut rng = Rng::new(seed, "fleet");
+        let (hosts, count) = (rng.range(2, 4), rng.range(2, 6));
+        let mut migrations: Vec<_> = (0..count).map(|_| Scenario::of(rng.next())).collect();
+        // One wire: all links are alike, and wide enough for as many.
+        let mut link = migrations[0].link.clone();
+        link.bandwidth = link.bandwidth.max(50_000_000);
+        let delay = rng.magnitude(1, 3 * SECOND);
+        let blow = Blow::of(&mut rng, hosts);
+        let mut struck = 0;
+        for scenario in &mut migrations {
+            scenario.link = link.clone();
+            let from = rng.below(hosts);
+            let route = Route { from, to: (from + rng.range(1, hosts - 1)) % hosts };
+            // What strikes many leaves no room for what strikes one: each fault has its turn.
+            if let Some(blow) = blow {
+                scenario.faults =
+                    blow.on(route).map(|fault| (When::After(delay), fault)).into_iter().collect();
+                struck += u64::from(!scenario.faults.is_empty());
+            }
+        }
+        Self { hosts, migrations, spares_some: struck > 0 && struck < count }
+    }
 }
 
 /// Lives through one migration of several, and leaves nothing of it.
@@ -67,7 +118,7 @@ fn sail(world: &Arc<World>) {
 
 /// Starts them together and waits for all.
 fn run(seed: u64, traced: bool) -> (Ran, BTreeMap<String, u64>) {
-    let scenarios = fleet(seed);
+    let Fleet { hosts, migrations: scenarios, spares_some } = Fleet::of(seed);
     let tempo = scenarios[0].tempo.clone();
     let scheduler = Scheduler::new(Rng::new(seed, "schedule"), tempo, traced);
     scheduler.allow_steps(STEPS_EACH * u64_of(scenarios.len()));
@@ -94,6 +145,10 @@ fn run(seed: u64, traced: bool) -> (Ran, BTreeMap<String, u64>) {
         let mut counts = counts.lock().unwrap();
         let running = worlds.iter().filter(|world| world.guest.runs_on().is_some()).count();
         *counts.entry(format!("{running} of {} guests run", worlds.len())).or_default() += 1;
+        *counts.entry(format!("{hosts} hosts")).or_default() += 1;
+        if spares_some {
+            *counts.entry("one host suffers, others do not".to_owned()).or_default() += 1;
+        }
         for what in worlds.iter().flat_map(|world| world.reached()) {
             *counts.entry(what).or_default() += 1;
         }
@@ -139,6 +194,8 @@ fn fleets() {
             "faults",
             "redial",
             "4 of 4 guests run",
+            "4 hosts",
+            "one host suffers, others do not",
         ] {
             assert!(all.contains_key(what), "no fleet reaches: {what}");
         }
