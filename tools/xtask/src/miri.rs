@@ -16,7 +16,9 @@ const TESTS: &[(&str, &[&str])] = &[
         "mover",
         &[
             "bitmap::",
-            "fingerprint::",
+            "fingerprint::tests::a_key",
+            "fingerprint::tests::any_changed",
+            "fingerprint::tests::values",
             "index::layout::",
             "memory::owned::",
             "memory::raw::tests::copies",
