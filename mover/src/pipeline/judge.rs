@@ -4,6 +4,8 @@
 //! Both pipes are to stay full to the end. A page that stands on a disk goes by the pipe that would be done with it
 //! first: where the disk is the slower one, some duplicates travel as data; where the link is, all go by reference.
 
+use crate::units::f64_of;
+
 /// What is known of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {
@@ -41,6 +43,19 @@ pub struct Backlog {
 /// Disk work that is never worth balancing: less than what a sweep of the loader holds in flight.
 const SMALL_DISK_BACKLOG_S: f64 = 0.004;
 
+/// What the link is taken to carry before anything has been sent, bytes a second.
+const LINK_RATE_GUESS: f64 = 100e6;
+/// Bytes after which what was sent tells what the link carries.
+const TELLING_BYTES: u64 = 1 << 20;
+
+/// What the link carries, bytes a second: by `bytes` that lanes were busy sending for `busy_s`, all of them at once, or by the
+/// cap where that is less: the time they wait for it is not among what they are busy.
+#[must_use]
+pub fn link_rate(bytes: u64, busy_s: f64, cap: Option<u64>) -> f64 {
+    let seen = if bytes < TELLING_BYTES || busy_s <= 0.0 { LINK_RATE_GUESS } else { f64_of(bytes) / busy_s };
+    cap.map_or(seen, |cap| seen.min(f64_of(cap)))
+}
+
 /// The fate of a page.
 #[must_use]
 pub fn judge(class: Class, backlog: Backlog) -> Fate {
@@ -74,6 +89,22 @@ mod tests {
             (Class::Duplicate, Backlog { disk_s: 0.003, ..FREE }, Fate::Reference),
         ] {
             assert_eq!(judge(class, backlog), fate, "{class:?} {backlog:?}");
+        }
+    }
+
+    #[test]
+    fn the_links_rate_is_what_was_seen_or_the_cap() {
+        for (bytes, busy_s, cap, rate) in [
+            (0, 0.0, None, LINK_RATE_GUESS),
+            (0, 0.0, Some(5_000_000), 5e6),
+            (1 << 30, 0.0, None, LINK_RATE_GUESS),
+            (TELLING_BYTES - 1, 1.0, None, LINK_RATE_GUESS),
+            (2_000_000_000, 2.0, None, 1e9),
+            (2_000_000_000, 2.0, Some(60_000_000), 60e6),
+            (2_000_000_000, 2.0, Some(60_000_000_000), 1e9),
+        ] {
+            let found = link_rate(bytes, busy_s, cap);
+            assert!((found - rate).abs() < 1.0, "{bytes} in {busy_s} s, cap {cap:?}: {found}");
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::net::pace::Pace;
 use crate::net::{Dialer, HangUp, Sender};
 use crate::pipeline::Failure;
 use crate::pipeline::control::{self, Mail};
-use crate::pipeline::judge::Backlog;
+use crate::pipeline::judge::{Backlog, link_rate};
 use crate::pipeline::send::{Pipes, Sending, Sent};
 use crate::pipeline::work::Round;
 use crate::report::{Event, Mode, PageCounts, Part, Phase, Sample, Summary};
@@ -36,8 +36,6 @@ const SAMPLE: Duration = Duration::from_millis(100);
 const URGENT: usize = 1024;
 /// What a disk is taken to deliver before the target has told, bytes a second.
 const DISK_RATE_GUESS: f64 = 400e6;
-/// What the link is taken to carry before anything has been sent, bytes a second.
-const LINK_RATE_GUESS: f64 = 100e6;
 
 /// What the target has said so far.
 #[derive(Default)]
@@ -374,12 +372,11 @@ impl Migration {
         sending.pipes.set(Backlog { link_s, disk_s: f64_of(unsettled) * per_page, disk_limit_s }, per_page);
     }
 
-    /// What the lanes carry while they send, bytes a second, whether or not they always have something to send.
+    /// What the lanes carry, bytes a second, whether or not they always have something to send.
     fn pipe_rate(&self) -> f64 {
         let sent = &self.sending.sent;
         let busy_s = f64_of(sent.busy_ns.load(SeqCst)) / 1e9 / f64_of(u64_of(self.config.lanes.max(1)));
-        let bytes = sent.bytes.load(SeqCst);
-        if bytes < 1 << 20 || busy_s <= 0.0 { LINK_RATE_GUESS } else { f64_of(bytes) / busy_s }
+        link_rate(sent.bytes.load(SeqCst), busy_s, self.sending.pace.rate())
     }
 
     fn sample(&mut self) {
