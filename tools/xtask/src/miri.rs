@@ -17,7 +17,6 @@ const TESTS: &[(&str, &[&str])] = &[
         &[
             "bitmap::",
             "fingerprint::tests::a_key",
-            "fingerprint::tests::any_changed",
             "fingerprint::tests::values",
             "index::layout::",
             "memory::owned::",
