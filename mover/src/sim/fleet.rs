@@ -25,6 +25,9 @@ use crate::units::u64_of;
 
 /// Fleets run where no number is given.
 const FLEETS: u64 = 60;
+/// Fleets that found something which the first [`FLEETS`] do not: a lane of the source's that was sending when the target, with all it
+/// needed, closed its connections; the source took that for a migration that had failed.
+const FOUND: [u64; 1] = [512];
 /// Steps a migration may take.
 const STEPS_EACH: u64 = 20_000_000;
 
@@ -199,6 +202,15 @@ fn fleets() {
         ] {
             assert!(all.contains_key(what), "no fleet reaches: {what}");
         }
+    }
+}
+
+/// What was mended stays so.
+#[test]
+fn fleets_that_found_something() {
+    for seed in FOUND {
+        let (ran, _) = run(seed, true);
+        assert_eq!(ran.failure, None, "fleet {seed}:\n{}", ran.trace.join("\n"));
     }
 }
 

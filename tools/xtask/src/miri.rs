@@ -44,7 +44,6 @@ const TESTS: &[(&str, &[&str])] = &[
             "stream::input::",
             "stream::kind::",
             "stream::page::",
-            "stream::tests::round_trip::",
             "stream::xl::",
         ],
     ),

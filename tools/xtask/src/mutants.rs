@@ -187,6 +187,15 @@ const MUTANTS: &[Mutant] = &[
         test: "of_what_nobody_writes_no_block_may_differ",
     },
     Mutant {
+        invariant: 3,
+        name: "a lane that loses its connection behind the end makes the source say that the guest has stayed",
+        file: "mover/src/source/migration.rs",
+        find: "let outcome = outcome.map_err(|error| match (&error, &self.peer) {",
+        replace: "let outcome = outcome.and_then(|()| self.failure.check()).map_err(|error| match (&error, &self.peer) {",
+        package: "mover",
+        test: "sim::fleet::fleets_that_found_something",
+    },
+    Mutant {
         invariant: 4,
         name: "the source lets its pages go while some are outstanding",
         file: "mover/src/source/commit.rs",
