@@ -101,12 +101,11 @@ struct Journey {
     /// Pages that take long to come until then.
     slow: Range<u64>,
     /// Set when the target is to be cancelled.
-    stop_target: &'static AtomicBool,
+    stop_target: Arc<AtomicBool>,
 }
 
 impl Journey {
     fn new(plan: Plan) -> Self {
-        let stop_target = Box::leak(Box::new(AtomicBool::new(false)));
         Self {
             options: options(Some(plan)),
             dial_back: true,
@@ -118,7 +117,7 @@ impl Journey {
             carry: Box::new(|bytes, _| Some(bytes.to_vec())),
             at_release: None,
             slow: 0..0,
-            stop_target,
+            stop_target: Arc::default(),
         }
     }
 
@@ -132,7 +131,7 @@ impl Journey {
             let (from_source, to_target) = (std::fs::File::from(out.0), std::fs::File::from(into.1));
             let carried = scope.spawn(move || carry(from_source, to_target, &mut self.carry));
             let (source_end, target_end) = (out.1, into.0);
-            let (stop_target, can_hold) = (self.stop_target, self.can_hold);
+            let (stop_target, can_hold) = (Arc::clone(&self.stop_target), self.can_hold);
             let taken = restore::Options {
                 dial_back: self.dial_back,
                 plaintext: self.plaintext,
@@ -148,7 +147,7 @@ impl Journey {
                 *target.hold.at_release.lock().unwrap() = at_release;
                 Arc::clone(target.hold.lingering.get_or_init(|| lingering))
             };
-            let target = scope.spawn(move || restored(&target_end, pages, &taken, set_up, stop_target));
+            let target = scope.spawn(move || restored(&target_end, pages, &taken, set_up, &stop_target));
             let saved = save::run(SimSource::new(guest), source_end.as_fd(), &self.options, toolstack, &stop);
             drop(source_end);
             let (restored, copy, [target_notes, theirs]) = target.join().unwrap();
@@ -234,7 +233,7 @@ fn patient() -> SimToolstack {
     let watch = move |event: &Event<'_>| {
         if let (Event::Frames { .. }, false) = (event, waited) {
             waited = true;
-            std::thread::sleep(Duration::from_millis(300));
+            std::thread::sleep(Duration::from_secs(1));
         }
     };
     SimToolstack { watch: Some(Box::new(watch)), ..SimToolstack::default() }
@@ -382,7 +381,7 @@ fn who_dials_back_late_is_turned_away() {
     let mut waited = false;
     journey.carry = Box::new(move |bytes, _| {
         if !std::mem::replace(&mut waited, true) {
-            std::thread::sleep(Duration::from_millis(300));
+            std::thread::sleep(Duration::from_secs(1));
         }
         Some(bytes.to_vec())
     });
@@ -481,7 +480,7 @@ fn a_target_that_gives_up_is_heard() {
     let guest = Guest::new(2000);
     guest.borrow_mut().later = vec![(0..2000).collect(); 3];
     let journey = Journey::new(plan(Mode::Plain));
-    let stop = journey.stop_target;
+    let stop = Arc::clone(&journey.stop_target);
     let mut toolstack = patient();
     let mut waiting = toolstack.watch.take().unwrap();
     toolstack.watch = Some(Box::new(move |event| {
