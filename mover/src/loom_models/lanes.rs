@@ -65,17 +65,21 @@ fn lanes_never_book_the_same_moment() {
     });
 }
 
-/// A lane that would sleep for ever goes on when the cap is lifted, whenever that comes.
+/// Lanes that would sleep for ever go on when the cap is lifted, whenever that comes: before one has looked at it, behind that, or
+/// when the other has booked under the old one since.
 #[test]
 fn lifting_the_cap_is_never_missed() {
     loom::model(|| {
         let pace = Arc::new(Pace::new(Some(1)));
-        // Speaks for the link for longer than any test runs.
+        // Speaks for the link for longer than any test runs, as each lane does again.
         pace.book(Moment(u64::MAX / 2), 1, 1);
-        let theirs = Arc::clone(&pace);
-        let lane = thread::spawn(move || theirs.take(runtime(), 1));
-        pace.set(runtime(), None);
-        lane.join().unwrap();
+        let take = |pace: &Pace| pace.take(runtime(), 1 << 40);
+        let (theirs, control) = (Arc::clone(&pace), Arc::clone(&pace));
+        let other = thread::spawn(move || take(&theirs));
+        let lifting = thread::spawn(move || control.set(runtime(), None));
+        take(&pace);
+        other.join().unwrap();
+        lifting.join().unwrap();
         assert_eq!(pace.rate(), None);
     });
 }
