@@ -291,11 +291,6 @@ impl Observer for Watch {
                 if text.contains("dialling again") {
                     self.world.reach("redial");
                 }
-                if text.contains("waiting for it to be there again") && self.world.scenario.is_fair() {
-                    self.world
-                        .scheduler
-                        .fail(format!("the target has lost a source that nothing has happened to: {text}"));
-                }
                 self.world.scheduler.note(|| format!("notice: {text}"));
             }
             Event::Round { round, pages, .. } => {
