@@ -145,12 +145,24 @@ impl Mail {
     /// on its way: waits a moment for it.
     #[must_use]
     pub fn last_words(&self, runtime: &dyn Runtime) -> Option<Error> {
+        self.look_for(runtime, |message| match message {
+            Message::Abort(class, reason) => Some(aborted(class, reason)),
+            _ => None,
+        })
+    }
+
+    /// Whether the peer has said that it is through, where the link has failed under us: in the same way. It hangs up behind that,
+    /// which a send may notice before the receiving task has been listened to.
+    #[must_use]
+    pub fn said_finished(&self, runtime: &dyn Runtime) -> bool {
+        self.look_for(runtime, |message| matches!(message, Message::Finished).then_some(())).is_some()
+    }
+
+    fn look_for<T>(&self, runtime: &dyn Runtime, is_it: impl Fn(Message) -> Option<T>) -> Option<T> {
         let patience = runtime.now().plus(LAST_WORDS);
         loop {
-            while let Some(message) = self.next() {
-                if let Message::Abort(class, reason) = message {
-                    return Some(aborted(class, reason));
-                }
+            if let Some(found) = std::iter::from_fn(|| self.next()).find_map(&is_it) {
+                return Some(found);
             }
             if self.is_lost() || runtime.now() >= patience {
                 return None;

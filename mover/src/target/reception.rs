@@ -265,6 +265,9 @@ impl Reception {
             return Err(error);
         }
         if let Some(mut peer) = self.peer.take() {
+            if self.stage == Stage::Drained && !self.heard.finished {
+                self.heard.finished = peer.mail.said_finished(&*self.around.runtime);
+            }
             peer.hang_up.hang_up();
             peer.mail.end()?;
             self.lost_at = Some(self.around.runtime.now());

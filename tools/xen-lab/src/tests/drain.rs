@@ -26,8 +26,6 @@ const COPIED: u32 = 34;
 const REDIAL_FOR: u32 = 120;
 /// How long both ends may take to find that they have lost each other, or have found each other again, in seconds.
 const NOTICED_WITHIN: u32 = 120;
-/// What a host may read of it while ten migrations go there and back: pages are outstanding at each restart, and here soon.
-const SLOWER_DISK: u64 = 2 << 20;
 /// How long a drain goes on over a slow disk before that is as fast as ever.
 const A_WHILE: Duration = Duration::from_secs(5);
 
@@ -321,7 +319,6 @@ fn ten(lab: &Lab) -> Result<()> {
     let guest = Guest { dirty_per_second: 1000, ..Guest::reader(Kind::Pvh) };
     for number in 1..=2 {
         lab.host(number).run(&format!("{PROGRAM} index build /dev/vdb && {PROGRAM} xen install"))?;
-        lab.set_disk_rate(number, SLOWER_DISK)?;
     }
     let traffic = Traffic::begin(lab)?;
     let done = there_and_back(lab, &guest, 10);
@@ -346,8 +343,11 @@ fn there_and_back(lab: &Lab, guest: &Guest, times: usize) -> Result<(Count, u64,
         let to = 3 - from;
         lab.host(to).run(&format!("rm -f {DRAINS}"))?;
         guest.forget_counts(lab.host(to))?;
+        // However long the rounds take on this machine, pages are outstanding at the restart; and here soon.
+        lab.set_disk_rate(to, SLOW_DISK)?;
         let moved = lab.migrate(guest, from, count, &migration("lazy", Helper::Ours));
         count = moved.with_context(|| format!("migration {time} of {times}"))?;
+        lab.set_disk_rate(to, 0)?;
         for number in 1..=2 {
             lab.host(number).run_within(&format!("{PROGRAM} status --wait"), wait::limit(240))?;
         }

@@ -6,7 +6,7 @@ use super::faults::goes_on;
 use super::{Body, Needs, Pair, Test, Tier, left};
 use crate::guest::{Count, Guest, Kind};
 use crate::lab::Lab;
-use crate::moves::{Fault, Helper, Migration, PROGRAM, Report, Spot, number_before};
+use crate::moves::{DRAINS, Fault, Helper, Migration, PROGRAM, Report, Spot, number_before};
 use crate::pattern::Overwritten;
 
 /// The type of the record that says what has gone over the lanes (`docs/PROTOCOL.md`).
@@ -46,9 +46,31 @@ pub(super) fn migration(mode: &str, target: Helper) -> Migration {
     Migration { environment, ..Migration::new(Helper::Ours, target) }
 }
 
+/// What the two ends have said of a migration: `xl`'s words, and what the source wrote down when `xl` had gone on without it, as a
+/// lazy source does whose target is not through at once.
+struct Moved {
+    report: Report,
+    written: String,
+}
+
+impl Moved {
+    fn text(&self) -> String {
+        format!("{}\nthe source wrote down:\n{}", self.report.text(), self.written)
+    }
+
+    /// The number before `words` in the source's account of its lanes.
+    fn number(&self, words: &str) -> Result<u64> {
+        let said = self.report.source.text();
+        let mut lines = said.lines().chain(self.written.lines()).filter(|line| line.contains("lanes ("));
+        let found = lines.find_map(|line| number_before(line, words));
+        found.with_context(|| format!("nothing says how many pages were{words}:\n{}", self.text()))
+    }
+}
+
 /// Migrates and counts on; what was said. An error unless pages went by lanes just if they should.
-fn moved(lab: &Lab, guest: &Guest, from: usize, mode: &str, target: Helper, lanes: bool) -> Result<Report> {
+fn moved(lab: &Lab, guest: &Guest, from: usize, mode: &str, target: Helper, lanes: bool) -> Result<Moved> {
     let before = guest.counts_on(lab.host(from), Count::default())?;
+    lab.host(from).run(&format!("rm -f {DRAINS}"))?;
     let report = lab.try_migrate(guest, from, &migration(mode, target))?;
     if report.source.code != 0 {
         bail!("the migration failed:\n{}", report.text());
@@ -59,8 +81,10 @@ fn moved(lab: &Lab, guest: &Guest, from: usize, mode: &str, target: Helper, lane
     }
     let after = guest.is_back(lab.host(3 - from), before);
     after.with_context(|| format!("after its migration, of which was said:\n{}", report.text()))?;
+    // Whoever writes something down is gone then, and has written it.
     left::nothing(lab, Helper::Ours)?;
-    Ok(report)
+    let written = lab.host(from).run(&format!("cat {DRAINS} 2>/dev/null; true"))?;
+    Ok(Moved { report, written })
 }
 
 /// It counts on on `host` past `since`, every page is right, nothing is left; then it is destroyed.
@@ -71,21 +95,13 @@ pub(super) fn ends(lab: &Lab, guest: &Guest, host: usize, since: Count) -> Resul
     guest.destroy(lab.host(host))
 }
 
-/// The number before `words` in a line of the source's log.
-fn number(report: &Report, words: &str) -> Result<u64> {
-    let text = report.source.text();
-    let mut lines = text.lines().filter(|line| line.contains("lanes ("));
-    let found = lines.find_map(|line| number_before(line, words));
-    found.with_context(|| format!("nothing says how many pages were{words}:\n{text}"))
-}
-
 fn plain(lab: &Lab, kind: Kind) -> Result<()> {
     let guest = Guest { vcpus: 2, ..Guest::small(kind) };
     guest.create(lab.host(1))?;
-    let report = moved(lab, &guest, 1, "plain", Helper::Ours, true)?;
-    let (sent, zero) = (number(&report, " pages sent")?, number(&report, " zero,")?);
-    if sent < 4000 || zero < 1000 || number(&report, " by reference")? != 0 {
-        bail!("{sent} pages sent and {zero} zero ones are not this guest's:\n{}", report.text());
+    let went = moved(lab, &guest, 1, "plain", Helper::Ours, true)?;
+    let (sent, zero) = (went.number(" pages sent")?, went.number(" zero,")?);
+    if sent < 4000 || zero < 1000 || went.number(" by reference")? != 0 {
+        bail!("{sent} pages sent and {zero} zero ones are not this guest's:\n{}", went.text());
     }
     ends(lab, &guest, 2, Count::default())
 }
@@ -96,11 +112,11 @@ fn refer(lab: &Lab, goes_back: bool) -> Result<()> {
     lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
     guest.create(lab.host(1))?;
     let there = moved(lab, &guest, 1, "refer", Helper::Ours, true)?;
-    let (references, after_all) = (number(&there, " by reference")?, number(&there, " had to be sent")?);
+    let (references, after_all) = (there.number(" by reference")?, there.number(" had to be sent")?);
     if references < 32 * 256 * 9 / 10 || after_all > references / 20 {
         bail!("{references} pages by reference, {after_all} of them sent after all:\n{}", there.text());
     }
-    if !there.target.text().contains("loaded from disks and checked") {
+    if !there.report.target.text().contains("loaded from disks and checked") {
         bail!("the target loaded nothing:\n{}", there.text());
     }
     if !goes_back {
@@ -109,7 +125,9 @@ fn refer(lab: &Lab, goes_back: bool) -> Result<()> {
     // Host 2 has no index, whoever was here before: every page is sent, and a line says why.
     lab.host(2).run("rm -rf /var/lib/pageferry/index")?;
     let back = moved(lab, &guest, 2, "refer", Helper::Ours, true)?;
-    if number(&back, " by reference")? != 0 || !back.source.text().contains("no page is referenced on it") {
+    if back.number(" by reference")? != 0
+        || !back.report.source.text().contains("no page is referenced on it")
+    {
         bail!("there is no index on host 2:\n{}", back.text());
     }
     ends(lab, &guest, 1, Count::default())
@@ -128,11 +146,11 @@ fn not_lazy(lab: &Lab, why: &str) -> Result<()> {
     let guest = Guest::reader(Kind::Pvh);
     lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
     guest.create(lab.host(1))?;
-    let report = moved(lab, &guest, 1, "lazy", Helper::Ours, true)?;
-    if !report.source.text().contains(why) || number(&report, " by reference")? == 0 {
+    let went = moved(lab, &guest, 1, "lazy", Helper::Ours, true)?;
+    if !went.report.source.text().contains(why) || went.number(" by reference")? == 0 {
         bail!(
             "it should say that pages can't be held back ({why}), and load them before the restart:\n{}",
-            report.text()
+            went.text()
         );
     }
     ends(lab, &guest, 2, Count::default())
@@ -161,12 +179,12 @@ fn stale(lab: &Lab) -> Result<()> {
     lab.host(1).run(&format!("{PROGRAM} index build /dev/vdb"))?;
     guest.create(lab.host(1))?;
     let overwritten = Overwritten::files(lab, 2)?;
-    let report = moved(lab, &guest, 1, "refer", Helper::Ours, true)?;
+    let went = moved(lab, &guest, 1, "refer", Helper::Ours, true)?;
     drop(overwritten);
-    let (references, after_all) = (number(&report, " by reference")?, number(&report, " had to be sent")?);
+    let (references, after_all) = (went.number(" by reference")?, went.number(" had to be sent")?);
     eprintln!("    {references} pages by reference, {after_all} of them sent after all");
     if after_all < 32 * 256 * 9 / 10 {
-        bail!("{after_all} of {references} pages sent after all are too few:\n{}", report.text());
+        bail!("{after_all} of {references} pages sent after all are too few:\n{}", went.text());
     }
     ends(lab, &guest, 2, Count::default())
 }

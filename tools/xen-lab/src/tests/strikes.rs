@@ -22,6 +22,10 @@ const REFERENCES: u64 = 500;
 const AFTER_ALL_MIN: u64 = 500;
 /// MiB that a target whose memory is filled has left for others, at most.
 const LEFT_MIB: u64 = 64;
+/// An xl that restores a guest has a lock until that is done, which another xl waits for that is to create one. Other toolstacks
+/// have no such lock: this is an xl with one of its own.
+const CREATE_BESIDE: &str = "cp /etc/xen/xl.conf /run/lab/xl.conf; echo 'lockfile=\"/run/lab/other.lock\"' >> /etc/xen/xl.conf; \
+     xl create -q -p /run/lab/other.cfg; created=$?; cp /run/lab/xl.conf /etc/xen/xl.conf; exit $created";
 /// Processes: the one that libxl knows, at the source and at the target, and the one behind either.
 const ENDS: [(&str, usize, &str); 4] = [
     ("the source's front", 1, "save-helper --save-domai[n]"),
@@ -181,7 +185,7 @@ fn fill(lab: &Lab) -> Result<Guest> {
     let memory_mib = u32::try_from((free * 97 / 100).saturating_sub(24))?;
     let other = Guest { name: "other".into(), memory_mib, disk: None, ..Guest::small(Kind::Pvh) };
     host.put("/run/lab/other.cfg", other.configuration().as_bytes())?;
-    host.run("xl create -q -p /run/lab/other.cfg")?;
+    host.run(CREATE_BESIDE)?;
     let (left, still) = (figure("free_memory")?, figure("outstanding_claims")?);
     eprintln!(
         "    {free} MiB free, {claimed} of them claimed; with another guest {left}, {still} of them claimed"
