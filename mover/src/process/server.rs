@@ -24,6 +24,9 @@ use crate::kernel::uffd::{self, Reach};
 use crate::limits::STATE_BYTES_MAX;
 use crate::units::usize_of;
 
+/// How long who comes to attach waits for an engine that has hung up to be noticed to have gone, and how often it looks.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+const GONE_STEP: Duration = Duration::from_millis(2);
 /// How often the accepting thread looks whether the guest is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
@@ -98,10 +101,24 @@ impl Socket {
 
 struct Rules {
     life: Life,
+    /// Our end of the connection that attached last.
+    engine: Option<OwnedFd>,
     /// Our own copy of a target's userfaultfd, until no page is held back.
     kept_fault_fd: Option<OwnedFd>,
     /// What a target has put by for the next one, and its length; as long.
     keepsake: Option<(OwnedFd, u64)>,
+}
+
+impl Rules {
+    /// Whether the engine that has the guest has hung up, and the thread that answers it has not come to that yet.
+    fn engine_is_leaving(&self) -> bool {
+        let Some(engine) = self.engine.as_ref().filter(|_| self.life.migration().is_some()) else {
+            return false;
+        };
+        let mut poll = [PollFd::new(engine, PollFlags::empty())];
+        let seen = rustix::event::poll(&mut poll, Some(&Timespec::default()));
+        seen.is_ok() && poll[0].revents().contains(PollFlags::HUP)
+    }
 }
 
 /// Serves one guest's control connections.
@@ -117,7 +134,8 @@ impl Server {
     /// Of a guest that is booted, or incoming, and answers at `socket`.
     pub(super) fn new(config: GuestConfig, machine: Machine, socket: &Socket) -> Arc<Self> {
         let phase = if config.incoming { Phase::Incoming } else { Phase::Running };
-        let rules = Mutex::new(Rules { life: Life::new(phase), kept_fault_fd: None, keepsake: None });
+        let rules =
+            Mutex::new(Rules { life: Life::new(phase), engine: None, kept_fault_fd: None, keepsake: None });
         let name = Arc::clone(&socket.name);
         Arc::new(Self { config, machine, name, rules, ending: AtomicBool::new(false) })
     }
@@ -190,6 +208,20 @@ impl Server {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The rules, for who is refused while an engine has the guest: one that has ended does not stand in the way, however late the thread
+    /// that answers it comes to hear of it.
+    fn rules_for_the_next(&self) -> MutexGuard<'_, Rules> {
+        let give_up = Instant::now() + GONE_WITHIN;
+        loop {
+            let rules = self.rules();
+            if !rules.engine_is_leaving() || Instant::now() >= give_up {
+                return rules;
+            }
+            drop(rules);
+            std::thread::sleep(GONE_STEP);
+        }
+    }
+
     /// Answers one connection until it ends.
     fn converse(&self, number: u64, connection: &OwnedFd) {
         let socket = connection.as_fd();
@@ -209,7 +241,11 @@ impl Server {
             }
         }
         let mut rules = self.rules();
-        if rules.life.lost(number, &mut &self.machine) {
+        let ends = rules.life.lost(number, &mut &self.machine);
+        if rules.life.migration().is_none() {
+            rules.engine = None;
+        }
+        if ends {
             self.name.give_back_with_log();
             self.ending.store(true, Ordering::SeqCst);
         }
@@ -243,10 +279,16 @@ impl Server {
             Ok(state) => state,
             Err(sentence) => return refuse(sentence),
         };
-        let mut rules = self.rules();
+        let mut rules = match request {
+            Request::Attach { .. } | Request::Destroy => self.rules_for_the_next(),
+            _ => self.rules(),
+        };
         match rules.life.handle(number, request, &state, &mut &self.machine) {
             Err(sentence) => refuse(sentence),
-            Ok(Grant::Attached { again }) => self.attached(&mut rules, request, again, socket),
+            Ok(Grant::Attached { again }) => {
+                rules.engine = Some(socket.try_clone_to_owned()?);
+                self.attached(&mut rules, request, again, socket)
+            }
             Ok(Grant::State(state)) => match state_file(&state) {
                 Ok(file) => {
                     let bytes = crate::units::u64_of(state.len());

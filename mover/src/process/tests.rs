@@ -166,6 +166,24 @@ fn a_guest_that_was_given_up_may_come_back_at_once_under_its_name() {
     assert_eq!(std::fs::read_dir(config.runtime_dir).unwrap().count(), 0);
 }
 
+/// A guest that has just come is moved on by a program that starts when the one before it has ended.
+#[test]
+fn who_attaches_right_behind_another_is_not_taken_for_a_second() {
+    let directory = tempfile::tempdir().unwrap();
+    let guest = spawn(&config(directory.path(), "busy", None));
+    for time in 0..500 {
+        let engine = guest.connect().unwrap();
+        engine.attach(Role::Source, "one after the other").unwrap_or_else(|error| panic!("{time}: {error}"));
+    }
+    let held = guest.connect().unwrap();
+    held.attach(Role::Source, "the one").unwrap();
+    let refused = guest.connect().unwrap().attach(Role::Source, "another").err().expect("it is held");
+    assert!(refused.to_string().contains("(the one) has this guest already"), "{refused}");
+    drop(held);
+    guest.connect().unwrap().destroy().unwrap();
+    ended(guest);
+}
+
 #[test]
 fn an_incoming_guest_ends_with_its_engine_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
