@@ -15,6 +15,7 @@ mod pages;
 mod paging;
 mod populate;
 mod pv;
+mod requests;
 mod state;
 mod traits;
 

@@ -9,11 +9,10 @@
 //! ```
 //! Threads: pages are held back by one and released by any; `next_fault` is one's. Invariants:
 //! - A page that is held is in nobody's mapping: it could not have been evicted else, and a mapping made since waits for it.
-//! - Every request gets its response, or is among those that wait for a page that is held: the ring has eight places.
+//! - Every request gets its response, in the ring's order (`super::requests`).
 //! - A held page that the guest gives back is gone: its release finds nothing to be given, and that is right.
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -29,9 +28,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::common::{Domain, LOG, fill_words};
 use super::lanes::{lock, told};
 use super::populate::Populate;
+use super::requests::Requests;
 use super::{DomainError, PagingCost};
 use crate::abi::paging::RING_PARAM;
-use crate::abi::{DomainId, EventChannels, HypercallBuffer, PagingEvent, PagingRing, Xen};
+use crate::abi::{DomainId, EventChannels, HypercallBuffer, PagingRing, Xen};
 
 /// Frames above the guest's highest at which the ring stands while it is made.
 const RING_ABOVE: u64 = 16;
@@ -44,10 +44,9 @@ const OFF_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Paging {
     domain: DomainId,
-    frames: u64,
     held: SharedBitmap,
     calls: Mutex<Calls>,
-    ring: Mutex<Ring>,
+    requests: Mutex<Requests>,
     channels: EventChannels,
     port: u32,
     /// Pages held; those claimed for.
@@ -62,17 +61,6 @@ pub(super) struct Paging {
 struct Calls {
     xen: Xen,
     page: HypercallBuffer,
-}
-
-/// The ring, and what has come over it.
-#[derive(Debug)]
-struct Ring {
-    ring: PagingRing,
-    /// Requests for held pages.
-    waiting: Vec<PagingEvent>,
-    /// Held pages that somebody waits for, each once.
-    faults: VecDeque<Pfn>,
-    given_up: VecDeque<Pfn>,
 }
 
 /// Why a hypervisor or a guest has no paging, and what it would take.
@@ -113,13 +101,11 @@ impl Paging {
         let port = channels.bind(id, remote).map_err(no)?;
         let xen = Xen::open().map_err(no)?;
         let page = xen.buffer(PAGE_BYTES).map_err(no)?;
-        let (waiting, faults, given_up) = (Vec::new(), VecDeque::new(), VecDeque::new());
         Ok(Self {
             domain: id,
-            frames,
             held: SharedBitmap::new(usize_of(frames)),
             calls: Mutex::new(Calls { xen, page }),
-            ring: Mutex::new(Ring { ring, waiting, faults, given_up }),
+            requests: Mutex::new(Requests::new(ring, frames)),
             channels,
             port,
             holds: AtomicU64::new(0),
@@ -141,29 +127,7 @@ impl Paging {
 
     /// Takes what has come over the ring: who waits for a page that is not held any more goes on at once.
     fn take_in(&self) -> Result<(), GuestError> {
-        let mut guard = lock(&self.ring);
-        let Ring { ring, waiting, faults, given_up } = &mut *guard;
-        let mut answered = false;
-        while let Some(event) = ring.take() {
-            let known = event.frame < self.frames;
-            let pfn = Pfn(event.frame);
-            if known && event.is_given_up() {
-                if self.forget(pfn) {
-                    given_up.push_back(pfn);
-                    // A virtual CPU that waits for it looks again, and finds nothing there.
-                    waiting.retain(|other| other.frame != event.frame || (ring.put(other), false).1);
-                }
-            } else if known && self.held.get(pfn.index()) {
-                if waiting.iter().all(|other| other.frame != event.frame) {
-                    faults.push_back(pfn);
-                }
-                waiting.push(event);
-                continue;
-            }
-            ring.put(&event);
-            answered = true;
-        }
-        drop(guard);
+        let answered = lock(&self.requests).take_in(&self.held, |pfn| self.forget(pfn));
         if answered { self.notify() } else { Ok(()) }
     }
 
@@ -184,14 +148,9 @@ impl Paging {
 
     /// Lets all go on who wait for `pfn`, which is held no more.
     fn answer(&self, pfn: Pfn) -> Result<(), GuestError> {
-        let mut guard = lock(&self.ring);
-        let Ring { ring, waiting, .. } = &mut *guard;
         self.forget(pfn);
-        let before = waiting.len();
-        waiting.retain(|event| event.frame != pfn.0 || (ring.put(event), false).1);
-        let some = waiting.len() < before;
-        drop(guard);
-        if some { self.notify() } else { Ok(()) }
+        let answered = lock(&self.requests).settle(&self.held);
+        if answered { self.notify() } else { Ok(()) }
     }
 
     /// Sets memory aside for all that is held.
@@ -282,7 +241,7 @@ impl HoldBack for Paging {
         self.held.get(pfn.index())
     }
     fn given_up(&self) -> Option<Pfn> {
-        lock(&self.ring).given_up.pop_front()
+        lock(&self.requests).given_up()
     }
     fn release(&self, pfn: Pfn, page: GuestPage<'_>) -> Result<(), GuestError> {
         self.cost.back.timed(|| self.page_in(pfn, page), |there| *there)?;
@@ -295,13 +254,13 @@ impl HoldBack for Paging {
         let deadline = Instant::now() + timeout;
         loop {
             self.take_in()?;
-            while let Some(pfn) = lock(&self.ring).faults.pop_front() {
+            while let Some(pfn) = lock(&self.requests).fault() {
                 if self.held.get(pfn.index()) {
                     return Ok(Some(pfn));
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || !lock(&self.ring).given_up.is_empty() {
+            if left.is_zero() || lock(&self.requests).has_given_up() {
                 return Ok(None);
             }
             let descriptor = self.channels.descriptor();
