@@ -7,6 +7,9 @@
 //!   release     a page with these bytes, in one step; then responses to all who wait for it
 //!   finish      nothing is held -> paging off, the claim given back
 //! ```
+//! A worker has a standby ([`crate::standby`]), which maps the ring's frame while it is there and goes on with all of this if the
+//! worker is killed ([`Paging::after`]).
+//!
 //! Threads: pages are held back by one and released by any; `next_fault` is one's. Invariants:
 //! - A page that is held is in nobody's mapping: it could not have been evicted else, and a mapping made since waits for it.
 //! - Every request gets its response, in the ring's order (`super::requests`).
@@ -20,8 +23,8 @@ use std::time::{Duration, Instant};
 
 use mover::bitmap::{Bitmap, SharedBitmap};
 use mover::error::GuestError;
-use mover::guest::HoldBack;
-use mover::memory::GuestPage;
+use mover::guest::{HoldBack, Session};
+use mover::memory::{GuestPage, Mapping};
 use mover::units::{PAGE_BYTES, Pfn, usize_of};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -32,6 +35,8 @@ use super::requests::Requests;
 use super::{DomainError, PagingCost};
 use crate::abi::paging::RING_PARAM;
 use crate::abi::{DomainId, EventChannels, HypercallBuffer, PagingRing, Xen};
+use crate::confine;
+use crate::standby::Guard;
 
 /// Frames above the guest's highest at which the ring stands while it is made.
 const RING_ABOVE: u64 = 16;
@@ -39,6 +44,8 @@ const RING_ABOVE: u64 = 16;
 const CLAIM_EVERY: u64 = 64;
 /// How long turning paging off may be refused because virtual CPUs wait for room on the ring.
 const OFF_WITHIN: Duration = Duration::from_secs(30);
+/// How long a worker that has ended may keep its end of the event channel: the kernel closes it behind the last thread.
+const PARTED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Paging of one guest.
 #[derive(Debug)]
@@ -52,15 +59,34 @@ pub(super) struct Paging {
     /// Pages held; those claimed for.
     holds: AtomicU64,
     claimed: AtomicU64,
+    /// What was claimed is claimed still, by who was here before.
+    inherited: bool,
     finished: AtomicBool,
     cost: Arc<PagingCost>,
+    guard: Guarded,
+    table: Option<Arc<Mapping>>,
 }
+
+/// Who takes over, or why nobody does; nothing where nobody is meant to.
+pub type Guarded = Option<Result<Arc<Guard>, String>>;
 
 /// What hypercalls need.
 #[derive(Debug)]
 struct Calls {
     xen: Xen,
     page: HypercallBuffer,
+}
+
+impl Calls {
+    /// Whether `pfn` is paged out. Asked to page it in with nothing, the hypervisor says for what is paged out that there is nothing,
+    /// and for what is not, that it is not.
+    fn is_out(&mut self, domain: DomainId, pfn: Pfn) -> io::Result<bool> {
+        match self.xen.page_in(domain, pfn.0, None) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(true),
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+            _ => Ok(false),
+        }
+    }
 }
 
 /// Why a hypervisor or a guest has no paging, and what it would take.
@@ -91,6 +117,12 @@ impl Paging {
         let ring = PagingRing::map(&domain.xen, id, frame).map_err(no)?;
         domain.xen.set_hvm_param(id, RING_PARAM, frame).map_err(no)?;
         let on = domain.xen.paging_on(id);
+        let guard = match &on {
+            Ok(remote) if confine::is_worker() => {
+                Some(Guard::start(id, frame, frames, *remote).map(Arc::new))
+            }
+            _ => None,
+        };
         // Whatever comes of it, the frame is none of the guest's.
         let mut extents = domain.xen.buffer(size_of::<u64>()).map_err(no)?;
         fill_words(&mut extents, &[frame]);
@@ -99,20 +131,57 @@ impl Paging {
         taken.map_err(no)?;
         let channels = EventChannels::open().map_err(no)?;
         let port = channels.bind(id, remote).map_err(no)?;
-        let xen = Xen::open().map_err(no)?;
-        let page = xen.buffer(PAGE_BYTES).map_err(no)?;
+        let held = SharedBitmap::new(usize_of(frames));
+        let requests = Requests::new(ring, frames);
+        let table = guard.as_ref().and_then(|guard| Some(guard.as_ref().ok()?.table()));
+        let this = Self::over(id, held, requests, (channels, port)).map_err(no)?;
+        Ok(Self { guard, table, ..this })
+    }
+
+    /// Goes on in the place of a worker that has ended: with its ring, and the hypervisor's port for it.
+    pub(super) fn after(
+        domain: DomainId,
+        frames: u64,
+        requests: Requests,
+        (channels, remote): (EventChannels, u32),
+        table: Arc<Mapping>,
+    ) -> io::Result<Self> {
+        let port = bind_again(&channels, domain, remote)?;
+        let held = SharedBitmap::new(usize_of(frames));
+        let this = Self::over(domain, held, requests, (channels, port))?;
+        // The worker may have answered somebody and not have come to ringing.
+        this.channels.notify(port)?;
+        Ok(Self { inherited: true, table: Some(table), ..this })
+    }
+
+    fn over(
+        domain: DomainId,
+        held: SharedBitmap,
+        requests: Requests,
+        (channels, port): (EventChannels, u32),
+    ) -> io::Result<Self> {
+        let xen = Xen::open()?;
+        let page = xen.buffer(PAGE_BYTES)?;
         Ok(Self {
-            domain: id,
-            held: SharedBitmap::new(usize_of(frames)),
+            domain,
+            held,
             calls: Mutex::new(Calls { xen, page }),
-            requests: Mutex::new(Requests::new(ring, frames)),
+            requests: Mutex::new(requests),
             channels,
             port,
             holds: AtomicU64::new(0),
             claimed: AtomicU64::new(0),
+            inherited: false,
             finished: AtomicBool::new(false),
             cost: Arc::default(),
+            guard: None,
+            table: None,
         })
+    }
+
+    /// Who takes over.
+    pub(super) fn guard(&self) -> Guarded {
+        self.guard.clone()
     }
 
     /// What it costs.
@@ -217,9 +286,45 @@ impl Paging {
     }
 }
 
+/// Binds a port to `remote`, which a process that is ending may have to be parted from first.
+fn bind_again(channels: &EventChannels, domain: DomainId, remote: u32) -> io::Result<u32> {
+    let begun = Instant::now();
+    loop {
+        match channels.bind(domain, remote) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && begun.elapsed() < PARTED_WITHIN => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            bound => return bound,
+        }
+    }
+}
+
 impl HoldBack for Paging {
     fn hold_back(&self, _: &Bitmap) -> Result<(), GuestError> {
-        self.claim()
+        if self.inherited { Ok(()) } else { self.claim() }
+    }
+    fn keep(&self, session: &Session<'_>) -> Result<(), GuestError> {
+        if let Some(Ok(guard)) = &self.guard {
+            guard.hand_over(session.secret);
+        }
+        Ok(())
+    }
+    fn table(&self) -> Option<Arc<Mapping>> {
+        self.table.clone()
+    }
+    fn take_up(&self, left: &mut Bitmap) -> Result<(), GuestError> {
+        let mut calls = lock(&self.calls);
+        let all: Vec<usize> = left.iter().collect();
+        for at in all {
+            if calls.is_out(self.domain, Pfn::at(at)).map_err(self.failed("ask whether a page is there"))? {
+                self.held.set(at);
+                self.holds.fetch_add(1, SeqCst);
+                self.claimed.fetch_add(1, SeqCst);
+            } else {
+                left.clear(at);
+            }
+        }
+        Ok(())
     }
     fn holds_ahead(&self) -> bool {
         true

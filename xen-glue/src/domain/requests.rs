@@ -41,11 +41,10 @@ impl Requests {
         }
     }
 
-    /// Goes on where another process has stopped.
-    #[cfg(test)]
-    pub(super) fn take_up(&mut self) {
-        assert!(self.open.is_empty(), "nothing has been taken yet");
-        self.ring.take_up();
+    /// Over the ring of a process that has ended: goes on where that one has stopped.
+    pub(super) fn after(mut ring: PagingRing, frames: u64) -> Self {
+        ring.take_up();
+        Self::new(ring, frames)
     }
 
     /// The page it names, if the guest has such a page.
@@ -105,7 +104,7 @@ mod tests {
     use std::sync::atomic::Ordering::SeqCst;
 
     use mover::memory::Mapping;
-    use mover::units::PAGE_BYTES;
+    use mover::units::{PAGE_BYTES, u64_of};
     use proptest::prelude::*;
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
@@ -137,7 +136,7 @@ mod tests {
     impl Guest {
         fn new() -> Self {
             let file = memfd_create("ring", MemfdFlags::CLOEXEC).unwrap();
-            ftruncate(&file, PAGE_BYTES as u64).unwrap();
+            ftruncate(&file, u64_of(PAGE_BYTES)).unwrap();
             let page = Arc::new(Mapping::shared(file.as_fd(), PAGE_BYTES, true).unwrap());
             let out = vec![true; usize_of(FRAMES)];
             Self { page, put: 0, seen: 0, out, stands: vec![None; CPUS], in_vain: 0 }
@@ -197,18 +196,21 @@ mod tests {
 
     impl Pager {
         fn new(guest: &Guest) -> Self {
+            Self::over(guest, Requests::new(PagingRing::made(Arc::clone(&guest.page)), FRAMES))
+        }
+
+        fn over(guest: &Guest, requests: Requests) -> Self {
             let held = SharedBitmap::new(guest.out.len());
             for at in (0..guest.out.len()).filter(|at| guest.out[*at]) {
                 held.set(at);
             }
-            let requests = Requests::new(PagingRing::made(Arc::clone(&guest.page)), FRAMES);
             Self { requests, held, told: Vec::new() }
         }
 
         /// Another one, in its place: it asks what is out, and rings once.
         fn after(guest: &mut Guest) -> Self {
-            let mut this = Self::new(guest);
-            this.requests.take_up();
+            let ring = PagingRing::made(Arc::clone(&guest.page));
+            let this = Self::over(guest, Requests::after(ring, FRAMES));
             guest.hear();
             this
         }
@@ -296,7 +298,7 @@ mod tests {
         let mut guest = Guest::new();
         let mut pager = Pager::new(&guest);
         for cpu in 0..3 {
-            guest.touch(cpu, cpu as u64);
+            guest.touch(cpu, u64_of(cpu));
         }
         pager.look();
         assert_eq!(pager.told, [Pfn(0), Pfn(1), Pfn(2)]);
