@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::bitmap::Bitmap;
 use crate::disk::{Disks, WriteLog};
 use crate::error::GuestError;
-use crate::memory::{GuestPage, Window};
+use crate::memory::{GuestPage, Mapping, Window};
 use crate::units::{PageCount, Pfn};
 use crate::wire::hello::{MigrationId, Secret};
 
@@ -119,6 +119,16 @@ pub trait HoldBack: Send + Sync {
     fn keep(&self, session: &Session<'_>) -> Result<(), GuestError> {
         let _ = session;
         Ok(())
+    }
+    /// Memory for the engine's table of pages, zeroes, where what holds pages back has some that another engine finds again.
+    fn table(&self) -> Option<Arc<Mapping>> {
+        None
+    }
+    /// Goes on where an engine has stopped that had such a table: of the pages in `left`, which it has left outstanding, those stay
+    /// that are not there yet, and they are held.
+    fn take_up(&self, left: &mut Bitmap) -> Result<(), GuestError> {
+        let _ = left;
+        Err(GuestError::State("this guest's backend keeps no table of its pages".to_owned()))
     }
     /// Sets in `into` (a bit a page) the pages that are not there, for an engine that goes on after another one was lost.
     fn absent(&self, into: &mut Bitmap) -> Result<(), GuestError> {

@@ -31,6 +31,11 @@ pub(crate) fn worker() -> Vec<String> {
     kept
 }
 
+/// Whether this process is one.
+pub(crate) fn is_worker() -> bool {
+    WORKER.load(Ordering::SeqCst)
+}
+
 /// The calling thread, of a worker, faces the network from here on and needs no capability; a sentence where it keeps them all the
 /// same.
 pub(crate) fn faces_the_network() -> Option<String> {

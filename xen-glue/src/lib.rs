@@ -14,5 +14,6 @@ pub mod save;
 pub mod settings;
 #[cfg(test)]
 mod simulated;
+pub mod standby;
 pub mod stream;
 pub mod xenstore;

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use mover::bitmap::{Bitmap, SharedBitmap};
+use mover::bitmap::Bitmap;
 use mover::error::GuestError;
-use mover::guest::{GuestMemory, HoldBack};
+use mover::guest::{GuestMemory, HoldBack, Session};
 use mover::memory::{GuestPage, Mapping, PageBuf, Window};
 use mover::units::{PAGE_BYTES, PageCount, Pfn, u64_of, usize_of};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::abi::{DomainId, Part};
 use crate::domain::{
@@ -24,16 +24,27 @@ use crate::domain::{
     StaticState, Target, Wiring, difference,
 };
 use crate::ferry::Lingering;
+use crate::standby::Guard;
 use crate::stream::{DomainHeader, GuestType, HvmParam, P2mFrames, PageEntry, PageType, TscInfo};
 
 pub(crate) const ID: DomainId = DomainId(7);
 pub(crate) const WIRING: Wiring =
     Wiring { store_port: 1, store_domain: DomainId(0), console_port: 2, console_domain: DomainId(0) };
 
-fn memory(pages: usize) -> Arc<Mapping> {
+/// A file with so many pages of memory.
+pub(crate) fn memory_file(pages: usize) -> OwnedFd {
     let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&file, u64_of(pages * PAGE_BYTES)).unwrap();
+    file
+}
+
+/// The same, mapped.
+pub(crate) fn mapped(file: &OwnedFd, pages: usize) -> Arc<Mapping> {
     Arc::new(Mapping::shared(file.as_fd(), pages * PAGE_BYTES, false).unwrap())
+}
+
+fn memory(pages: usize) -> Arc<Mapping> {
+    mapped(&memory_file(pages), pages)
 }
 
 /// Content number `version` of a page.
@@ -260,10 +271,42 @@ struct SimMemory {
     held: Option<Arc<SimHold>>,
 }
 
+/// Which pages are held: what the hypervisor knows, a half word a page, whatever becomes of the process that holds them.
+pub(crate) struct Flags(Arc<Mapping>);
+
+impl Flags {
+    /// Pages of memory for those of so many.
+    pub(crate) fn pages(pages: usize) -> usize {
+        (4 * pages).div_ceil(PAGE_BYTES)
+    }
+    fn change(&self, at: usize, to: u32) -> bool {
+        self.0.half_words()[at].swap(to, Ordering::SeqCst) != to
+    }
+    fn set(&self, at: usize) -> bool {
+        self.change(at, 1)
+    }
+    fn clear(&self, at: usize) -> bool {
+        self.change(at, 0)
+    }
+    fn get(&self, at: usize) -> bool {
+        self.0.half_words()[at].load(Ordering::SeqCst) != 0
+    }
+    fn first(&self, pages: usize) -> Bitmap {
+        let mut all = Bitmap::new(pages);
+        for at in (0..pages).filter(|at| self.get(*at)) {
+            all.set(at);
+        }
+        all
+    }
+    pub(crate) fn snapshot(&self) -> Bitmap {
+        self.first(self.0.half_words().len())
+    }
+}
+
 /// Holds pages back from a guest that never runs: what is in their place is looked at by the test.
 pub(crate) struct SimHold {
     mapping: Arc<Mapping>,
-    held: Arc<SharedBitmap>,
+    held: Arc<Flags>,
     /// Pages that were ever held.
     pub(crate) times: AtomicU64,
     pub(crate) finished: AtomicBool,
@@ -276,12 +319,58 @@ pub(crate) struct SimHold {
     pub(crate) stopped: AtomicBool,
     /// Called at the first release of a page when both ends linger, by who releases it.
     pub(crate) at_release: Mutex<Option<AtRelease>>,
+    /// The same, when the page is there.
+    pub(crate) behind_release: Mutex<Option<AtRelease>>,
+    /// Who goes on if this process is killed, and the table that is left to it.
+    pub(crate) guard: OnceLock<Arc<Guard>>,
+    pub(crate) table: OnceLock<Arc<Mapping>>,
 }
 
 /// What a test does in the middle of a drain.
 pub(crate) type AtRelease = Box<dyn FnOnce(&SimHold) + Send>;
 
 impl SimHold {
+    /// Of a guest's memory, with what says which pages of it are held.
+    pub(crate) fn over(mapping: Arc<Mapping>, held: Arc<Mapping>) -> Arc<Self> {
+        Arc::new(Self {
+            mapping,
+            held: Arc::new(Flags(held)),
+            times: AtomicU64::new(0),
+            finished: AtomicBool::new(false),
+            slow: Mutex::default(),
+            lingering: OnceLock::new(),
+            stopped: AtomicBool::new(false),
+            at_release: Mutex::new(None),
+            behind_release: Mutex::new(None),
+            guard: OnceLock::new(),
+            table: OnceLock::new(),
+        })
+    }
+
+    /// As an engine is given it.
+    pub(crate) fn begin(self: &Arc<Self>) -> Held {
+        let stopped = Arc::clone(self);
+        let stop = Box::new(move || {
+            stopped.stopped.store(true, Ordering::SeqCst);
+            Ok(())
+        });
+        let guard = self.guard.get().map(|guard| Ok(Arc::clone(guard)));
+        Held { hold: Arc::<Self>::clone(self), stop, cost: Arc::default(), guard }
+    }
+
+    /// The guest's memory, as lanes see it.
+    pub(crate) fn memory(self: &Arc<Self>) -> Arc<dyn GuestMemory> {
+        let (mapping, held) = (Arc::clone(&self.mapping), Some(Arc::clone(self)));
+        Arc::new(SimMemory { mapping, holes: BTreeSet::new(), shy: BTreeSet::new(), absent: None, held })
+    }
+
+    fn strike(&self, strike: &Mutex<Option<AtRelease>>) {
+        if self.lingering.get().is_some_and(|ends| ends.load(Ordering::SeqCst) == 2) {
+            let strike = strike.lock().unwrap().take();
+            strike.into_iter().for_each(|then| then(self));
+        }
+    }
+
     /// Pages held now.
     pub(crate) fn holds(&self) -> Vec<Pfn> {
         self.held.snapshot().iter().map(Pfn::at).collect()
@@ -298,7 +387,7 @@ impl SimHold {
     }
 
     /// The same, to be looked at again and again.
-    pub(crate) fn held(&self) -> Arc<SharedBitmap> {
+    pub(crate) fn held(&self) -> Arc<Flags> {
         Arc::clone(&self.held)
     }
 }
@@ -306,6 +395,17 @@ impl SimHold {
 impl HoldBack for SimHold {
     fn hold_back(&self, outstanding: &Bitmap) -> Result<(), GuestError> {
         assert!(outstanding.iter().all(|at| self.held.get(at)), "held ahead");
+        Ok(())
+    }
+    fn keep(&self, session: &Session<'_>) -> Result<(), GuestError> {
+        self.guard.get().into_iter().for_each(|guard| guard.hand_over(session.secret));
+        Ok(())
+    }
+    fn table(&self) -> Option<Arc<Mapping>> {
+        self.table.get().cloned()
+    }
+    fn take_up(&self, left: &mut Bitmap) -> Result<(), GuestError> {
+        left.intersect(&self.held.first(left.len()));
         Ok(())
     }
     fn holds_ahead(&self) -> bool {
@@ -326,13 +426,11 @@ impl HoldBack for SimHold {
     }
     fn release(&self, pfn: Pfn, page: GuestPage<'_>) -> Result<(), GuestError> {
         self.take_a_while(pfn);
-        if self.lingering.get().is_some_and(|ends| ends.load(Ordering::SeqCst) == 2) {
-            let at_release = self.at_release.lock().unwrap().take();
-            at_release.into_iter().for_each(|then| then(self));
-        }
+        self.strike(&self.at_release);
         assert!(self.held.get(pfn.index()), "{pfn} is not held");
         self.mapping.page(pfn).copy_from(&read(page));
         self.held.clear(pfn.index());
+        self.strike(&self.behind_release);
         Ok(())
     }
     fn wake(&self, _: Pfn) -> Result<(), GuestError> {
@@ -343,7 +441,7 @@ impl HoldBack for SimHold {
         Ok(None)
     }
     fn finish(&self) -> Result<(), GuestError> {
-        assert!(self.held.is_clear());
+        assert!(self.held.snapshot().iter().next().is_none(), "pages are held");
         self.finished.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -402,24 +500,19 @@ pub(crate) struct SimTarget {
 
 impl SimTarget {
     pub(crate) fn new(pages: usize) -> (Self, Rc<RefCell<Landed>>) {
+        Self::over(memory(pages), memory(Flags::pages(pages)))
+    }
+
+    /// Of this memory, with what says which pages of it are held.
+    pub(crate) fn over(memory: Arc<Mapping>, held: Arc<Mapping>) -> (Self, Rc<RefCell<Landed>>) {
+        let staging = self::memory(32);
         let landed = Rc::new(RefCell::new(Landed {
-            memory: memory(pages),
+            memory,
             populated: BTreeSet::new(),
             static_state: None,
             final_state: None,
         }));
-        let (batch, staging) = (Vec::new(), memory(32));
-        let (mapping, held) = (Arc::clone(&landed.borrow().memory), Arc::new(SharedBitmap::new(pages)));
-        let hold = Arc::new(SimHold {
-            mapping,
-            held,
-            times: AtomicU64::new(0),
-            finished: AtomicBool::new(false),
-            slow: Mutex::default(),
-            lingering: OnceLock::new(),
-            stopped: AtomicBool::new(false),
-            at_release: Mutex::new(None),
-        });
+        let (batch, hold) = (Vec::new(), SimHold::over(Arc::clone(&landed.borrow().memory), held));
         let target =
             Self { landed: Rc::clone(&landed), batch, staging, comparing: false, can_hold: true, hold };
         (target, landed)
@@ -487,21 +580,12 @@ impl Target for SimTarget {
                 landed.memory.page(Pfn(pfn)).copy_from(&PageBuf([0xee; PAGE_BYTES]));
             }
         }
-        let mapping = Arc::clone(&landed.memory);
-        let held = Some(Arc::clone(&self.hold));
-        Ok(Arc::new(SimMemory { mapping, holes: BTreeSet::new(), shy: BTreeSet::new(), absent: None, held }))
+        Ok(self.hold.memory())
     }
     fn hold_back(&self) -> Lazy {
         let (hold, can) = (Arc::clone(&self.hold), self.can_hold);
         Box::new(move || match can {
-            true => {
-                let stopped = Arc::clone(&hold);
-                let stop = Box::new(move || {
-                    stopped.stopped.store(true, Ordering::SeqCst);
-                    Ok(())
-                });
-                Ok(Held { hold, stop, cost: Arc::default() })
-            }
+            true => Ok(hold.begin()),
             false => Err("the simulated hypervisor has no paging".to_owned()),
         })
     }
@@ -540,6 +624,9 @@ pub(crate) struct SimToolstack {
 
 impl SimToolstack {
     fn linger(&mut self, left: Lingering) -> Result<(), String> {
+        if let Some(why) = left.arm() {
+            self.lingered.push(why);
+        }
         self.lingering.fetch_add(1, Ordering::SeqCst);
         let said = &mut self.lingered;
         let outcome = left.finish(|event| {

@@ -340,6 +340,37 @@ fn a_worker_has_given_up_what_it_does_not_need_and_the_front_has_not() {
     await_gone(worker);
 }
 
+/// Called by anybody but a worker a standby does nothing; without a hypervisor, or with another guest's table, it says why it is
+/// of no use, and ends.
+#[test]
+fn a_standby_without_a_ring_says_why_and_ends() {
+    let called = Command::new(program()).args(["--standby", "3"]).status().expect("it starts");
+    assert_eq!(called.code(), Some(2));
+    for (frames, why) in [("64", "it can't have the ring: "), ("4096", "the table is another guest's")] {
+        let (mut ours, theirs) = UnixStream::pair().expect("a socket pair");
+        let table =
+            rustix::fs::memfd_create("table", rustix::fs::MemfdFlags::CLOEXEC).expect("a memory file");
+        rustix::fs::ftruncate(&table, 4096).expect("of a page, which 64 frames need");
+        let us = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
+        let us = us.expect("a descriptor of this process");
+        // Copies get through exec.
+        let copies = [theirs.as_fd(), table.as_fd(), us.as_fd()];
+        let copies = copies.map(|descriptor| rustix::io::dup(descriptor).expect("a copy"));
+        drop(theirs);
+        let mut standby = Command::new(program())
+            .arg("--standby")
+            .args(copies.each_ref().map(|copy| copy.as_raw_fd().to_string()))
+            .args(["32751", "80", frames])
+            .spawn()
+            .expect("it starts");
+        drop(copies);
+        let mut said = String::new();
+        ours.read_to_string(&mut said).expect("a sentence, and its end");
+        assert!(said.contains(why), "{said}");
+        assert_eq!(standby.wait().expect("it ends").code(), Some(1));
+    }
+}
+
 #[test]
 fn libxls_death_is_noticed_while_nothing_is_said() {
     let mut helper = Helper::start(RESTORE, "");

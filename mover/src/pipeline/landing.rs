@@ -129,8 +129,19 @@ impl Landing {
     /// For a guest that has not started.
     #[must_use]
     pub fn new(memory: Arc<dyn GuestMemory>, runtime: Arc<dyn Runtime>, failure: Arc<Failure>) -> Self {
+        let table = PageTable::new(memory.pages());
+        Self::with(table, memory, runtime, failure)
+    }
+
+    /// As [`Self::new`], with this table of the guest's pages.
+    pub(crate) fn with(
+        table: PageTable,
+        memory: Arc<dyn GuestMemory>,
+        runtime: Arc<dyn Runtime>,
+        failure: Arc<Failure>,
+    ) -> Self {
         Self {
-            table: PageTable::new(memory.pages()),
+            table,
             memory,
             runtime,
             failure,

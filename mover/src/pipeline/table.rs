@@ -13,6 +13,10 @@
 //!
 //! A reference's place and check stand in three words at the page's own slot, written under the page's claim and
 //! read under a version that is looked at before and after, so that no reader takes half of two references.
+//!
+//! Words and slots may be memory that outlives the engine ([`PageTable::within`]): another one finds there what the first has left
+//! outstanding, and where it stands. Once no more references come, a claim that nobody settles any more says "outstanding" too, and
+//! the slot beside it is whole.
 
 use crate::bitmap::{Bitmap, SharedBitmap};
 use crate::fingerprint::Check;
@@ -60,6 +64,37 @@ impl State {
     }
 }
 
+/// Where words are.
+enum Cells<T> {
+    /// In this process's own memory.
+    Own(Box<[T]>),
+    /// So many of a mapping's, from this one on.
+    #[cfg(not(all(test, feature = "loom")))]
+    Within(std::sync::Arc<crate::memory::Mapping>, usize, usize),
+}
+
+impl std::ops::Deref for Cells<AtomicU32> {
+    type Target = [AtomicU32];
+    fn deref(&self) -> &[AtomicU32] {
+        match self {
+            Self::Own(cells) => cells,
+            #[cfg(not(all(test, feature = "loom")))]
+            Self::Within(mapping, first, count) => &mapping.half_words()[*first..first + count],
+        }
+    }
+}
+
+impl std::ops::Deref for Cells<AtomicU64> {
+    type Target = [AtomicU64];
+    fn deref(&self) -> &[AtomicU64] {
+        match self {
+            Self::Own(cells) => cells,
+            #[cfg(not(all(test, feature = "loom")))]
+            Self::Within(mapping, first, count) => &mapping.words()[*first..first + count],
+        }
+    }
+}
+
 /// The outcome of asking for a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Claim {
@@ -86,9 +121,9 @@ pub struct Wanted {
 
 /// The table.
 pub struct PageTable {
-    words: Box<[AtomicU32]>,
+    words: Cells<AtomicU32>,
     /// Three words a page: place, and the check's two halves. Zero pages of the kernel's until first used.
-    slots: Box<[AtomicU64]>,
+    slots: Cells<AtomicU64>,
     outstanding: AtomicU64,
     /// Outstanding pages nobody has begun to load.
     pub wanted: SharedBitmap,
@@ -108,9 +143,36 @@ impl PageTable {
     #[must_use]
     pub fn new(pages: PageCount) -> Self {
         let bits = pages.entries();
+        let words = sync::zeroed_halves(bits).expect("4 bytes a page");
+        let slots = sync::zeroed(bits * 3).expect("24 bytes a page of address space");
+        Self::over(bits, Cells::Own(words), Cells::Own(slots))
+    }
+
+    /// Bytes of memory for [`Self::within`].
+    #[must_use]
+    pub fn bytes(pages: PageCount) -> usize {
+        (pages.entries().div_ceil(2) + 3 * pages.entries()) * 8
+    }
+
+    /// For a guest of `pages`, in the first [`Self::bytes`] of `memory`: zeroes, or what an engine has left there that is no more.
+    ///
+    /// # Panics
+    /// If it is too short.
+    #[cfg(not(all(test, feature = "loom")))]
+    #[must_use]
+    pub fn within(memory: &std::sync::Arc<crate::memory::Mapping>, pages: PageCount) -> Self {
+        let bits = pages.entries();
+        assert!(Self::bytes(pages) <= memory.bytes(), "a table of {bits} pages in {} bytes", memory.bytes());
+        let within = std::sync::Arc::clone;
+        let words = Cells::Within(within(memory), 0, bits);
+        let slots = Cells::Within(within(memory), bits.div_ceil(2), 3 * bits);
+        Self::over(bits, words, slots)
+    }
+
+    fn over(bits: usize, words: Cells<AtomicU32>, slots: Cells<AtomicU64>) -> Self {
         Self {
-            words: sync::zeroed_halves(bits).expect("4 bytes a page"),
-            slots: sync::zeroed(bits * 3).expect("24 bytes a page of address space"),
+            words,
+            slots,
             outstanding: AtomicU64::new(0),
             wanted: SharedBitmap::new(bits),
             ask: SharedBitmap::new(bits),
@@ -244,6 +306,34 @@ impl PageTable {
         (outstanding, busy)
     }
 
+    /// The pages that an engine has left outstanding which is no more; those it was writing are among them.
+    #[must_use]
+    pub fn left(&self) -> Bitmap {
+        let mut left = Bitmap::new(self.words.len());
+        for (at, word) in self.words.iter().enumerate() {
+            if matches!(State::of(word.load(SeqCst)), State::Outstanding(_) | State::Busy(_)) {
+                left.set(at);
+            }
+        }
+        left
+    }
+
+    /// Goes on where that engine has stopped: of what it has left, the pages of `missing` are outstanding and wanted, the others
+    /// have come. Called before anybody else uses the table.
+    pub fn take_up(&self, missing: &Bitmap) {
+        for at in self.left().iter() {
+            let (State::Outstanding(version) | State::Busy(version)) = self.state(Pfn::at(at)) else {
+                continue;
+            };
+            let (to, count) = match missing.get(at) {
+                true => (State::Outstanding(version), u64::from(self.wanted.set(at))),
+                false => (State::Placed(version), 0),
+            };
+            self.words[at].store(to.word(), SeqCst);
+            self.outstanding.fetch_add(count, SeqCst);
+        }
+    }
+
     fn settle(&self, pfn: Pfn, version: Version, to: State) {
         let before = self.words[pfn.index()].swap(to.word(), SeqCst);
         assert_eq!(State::of(before), State::Busy(version), "{pfn} was settled without being claimed");
@@ -315,6 +405,42 @@ mod tests {
         t.unclaim(Pfn(2), Version(2), State::Outstanding(Version(2)));
         assert_eq!(t.outstanding(), 1);
         assert_eq!(t.claim(Pfn(2), Version(3), true), Claim::Granted(State::Outstanding(Version(2))));
+    }
+
+    /// An engine that is killed leaves pages outstanding, one of them in its hands, and another one that it has just placed.
+    #[cfg(not(feature = "loom"))]
+    #[test]
+    fn another_engine_finds_what_was_outstanding_and_where_it_stands() {
+        use std::os::fd::AsFd;
+        let pages = PageCount(5);
+        let file = rustix::fs::memfd_create("table", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 4096).unwrap();
+        let memory =
+            || std::sync::Arc::new(crate::memory::Mapping::shared(file.as_fd(), 4096, false).unwrap());
+        let killed = PageTable::within(&memory(), pages);
+        for at in 0..4 {
+            let block = BlockAddress { disk: DiskId(1), sector: Sector(8 * at) };
+            killed.refer(Pfn(at), Version(2), block, CHECK);
+        }
+        assert!(killed.claim_load(Pfn(0), Version(2)));
+        killed.placed(Pfn(0), Version(2), State::Outstanding(Version(2)));
+        assert!(killed.claim_load(Pfn(1), Version(2)));
+        assert_eq!(killed.claim(Pfn(2), Version(7), true), Claim::Granted(State::Outstanding(Version(2))));
+        drop(killed);
+        let t = PageTable::within(&memory(), pages);
+        assert_eq!((t.left().iter().collect::<Vec<_>>(), t.outstanding()), (vec![1, 2, 3], 0));
+        // The hypervisor says that page 1 is there.
+        let mut missing = t.left();
+        missing.clear(1);
+        t.take_up(&missing);
+        assert_eq!(t.outstanding(), 2);
+        assert_eq!(t.wanted.snapshot().iter().collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(t.state(Pfn(1)), State::Placed(Version(2)));
+        let wanted = t.reference(Pfn(2)).unwrap();
+        assert_eq!((wanted.version, wanted.block.sector, wanted.check), (Version(7), Sector(16), CHECK));
+        assert!(t.claim_load(Pfn(2), Version(7)));
+        t.placed(Pfn(2), Version(7), State::Outstanding(Version(7)));
+        assert_eq!(t.outstanding(), 1);
     }
 
     proptest! {

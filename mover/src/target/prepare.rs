@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
+use crate::disk::Disks;
 use crate::error::Error;
 use crate::guest::HoldBack;
 use crate::pipeline::faults::{FaultServer, SmallLoader};
@@ -20,15 +21,7 @@ impl Reception {
             hold.keep(&self.door.session(self.shape.lanes))?;
         }
         if let Some(disks) = self.disks.clone().filter(|_| self.shape.refers) {
-            let loader = Loader::new(
-                Arc::clone(&self.landing),
-                Arc::clone(&disks),
-                self.shape.key.clone(),
-                self.config.depth,
-                self.config.direct,
-                Arc::clone(&self.finish),
-            )?;
-            self.spawn("pf-load", |_| loader.run());
+            self.load_from(&disks)?;
             if let Some(hold) = self.holds_ahead() {
                 self.landing.hold_ahead_with(&hold);
                 let ahead = Ahead::new(Arc::clone(&self.landing), Arc::clone(&self.finish));
@@ -45,6 +38,20 @@ impl Reception {
             r.heard.last_round.is_some_and(|round| r.finished_round() >= round)
                 && r.heard.state.len() == r.heard.state_bytes
         })
+    }
+
+    /// Starts the loader.
+    pub(super) fn load_from(&mut self, disks: &Arc<dyn Disks>) -> Result<(), Error> {
+        let loader = Loader::new(
+            Arc::clone(&self.landing),
+            Arc::clone(disks),
+            self.shape.key.clone(),
+            self.config.depth,
+            self.config.direct,
+            Arc::clone(&self.finish),
+        )?;
+        self.spawn("pf-load", |_| loader.run());
+        Ok(())
     }
 
     /// Verifies where asked for, makes sure of every page, and says that the guest could start.

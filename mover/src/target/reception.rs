@@ -18,6 +18,7 @@ use crate::pipeline::control::{self, Mail};
 use crate::pipeline::faults::SmallLoader;
 use crate::pipeline::landing::Landing;
 use crate::pipeline::receive::{self, Lane, LaneProgress};
+use crate::pipeline::table::PageTable;
 use crate::report::{Event, PageCounts, Phase, Sample};
 use crate::runtime::{Fallen, Moment, Placement, Task};
 use crate::source::Surroundings;
@@ -112,9 +113,11 @@ impl Reception {
         let Arrival { connection, door, mut acceptor, shape, host, journal } = arrival;
         let now = around.runtime.now();
         let failure: Arc<Failure> = Arc::default();
+        let (memory, pages) = (Arc::clone(&host.guest.memory), host.guest.memory.pages());
+        let kept = host.guest.lazy.as_ref().ok().filter(|_| shape.lazy).and_then(|hold| hold.table());
+        let table = kept.map_or_else(|| PageTable::new(pages), |memory| PageTable::within(&memory, pages));
         let landing =
-            Landing::new(Arc::clone(&host.guest.memory), Arc::clone(&around.runtime), Arc::clone(&failure));
-        let landing = Arc::new(landing);
+            Arc::new(Landing::with(table, memory, Arc::clone(&around.runtime), Arc::clone(&failure)));
         let shared = Arc::new(receive::Reception {
             landing: Arc::clone(&landing),
             key: shape.key.clone(),
@@ -122,7 +125,7 @@ impl Reception {
             lanes: (0..shape.lanes).map(|_| LaneProgress::default()).collect(),
             patience: config.patience,
             vital: AtomicBool::new(true),
-            checks: connection.is_some(),
+            checks: connection.is_some() || shape.refers,
         });
         let mut reception = Self {
             lazy: host.guest.lazy,

@@ -8,6 +8,11 @@
 //! Source: `xen/arch/x86/mm/mem_paging.c`, `xen/common/vm_event.c`, `public/vm_event.h`, `public/io/ring.h`; the same from 4.17 to
 //! 4.20. The ring is a page of 64 bytes of counters and eight entries of 400; counters run on, entries are at their remainder.
 //! Every request takes its place until it has a response.
+//!
+//! A response is its request, unchanged, in the same place: so requests are answered in the order in which they came, by one store
+//! to one counter, and what stands in the page is at any instant the whole record of who waits. Who takes the ring up behind a
+//! process that was killed needs nothing else. That is worth an early answer now and then: a virtual CPU whose page is not there
+//! yet looks again, and asks again. More responses than requests stop the hypervisor (`vm_event_ring_available`).
 
 use std::io;
 use std::sync::atomic::{Ordering, fence};
@@ -163,14 +168,22 @@ impl Xen {
     }
 }
 
+/// Where the ring is.
+#[derive(Debug)]
+enum RingPage {
+    Guest(ForeignWindow),
+    #[cfg(test)]
+    Made(std::sync::Arc<mover::memory::Mapping>),
+}
+
 /// This end of the ring.
 #[derive(Debug)]
 pub struct PagingRing {
-    page: ForeignWindow,
+    page: RingPage,
     /// Requests taken.
     taken: u32,
-    /// Responses put.
-    put: u32,
+    /// Requests answered.
+    answered: u32,
 }
 
 impl PagingRing {
@@ -184,18 +197,47 @@ impl PagingRing {
     /// # Errors
     /// What `mmap(2)` or privcmd says.
     pub fn map(xen: &Xen, domain: DomainId, frame: u64) -> io::Result<Self> {
+        let ring = Self::map_too(xen, domain, frame)?;
+        if let RingPage::Guest(page) = &ring.page
+            && let Some(page) = page.page(0)
+        {
+            page.copy_from(&PageBuf::zeroed());
+        }
+        Ok(ring)
+    }
+
+    /// Maps the page at `frame` of `domain`, which is another process's ring. Nothing is to be done with it before
+    /// [`Self::take_up`].
+    ///
+    /// # Errors
+    /// As for [`Self::map`].
+    pub fn map_too(xen: &Xen, domain: DomainId, frame: u64) -> io::Result<Self> {
         let mut page = ForeignWindow::reserve(xen, 1)?;
         if let Some(error) = page.map(domain, &[frame], Access::Write)?.iter().find(|error| **error != 0) {
             return Err(io::Error::from_raw_os_error(-error));
         }
-        if let Some(page) = page.page(0) {
-            page.copy_from(&PageBuf::zeroed());
-        }
-        Ok(Self { page, taken: 0, put: 0 })
+        Ok(Self { page: RingPage::Guest(page), taken: 0, answered: 0 })
+    }
+
+    /// A ring in a page of the test's own.
+    #[cfg(test)]
+    pub(crate) fn made(page: std::sync::Arc<mover::memory::Mapping>) -> Self {
+        Self { page: RingPage::Made(page), taken: 0, answered: 0 }
+    }
+
+    /// Goes on where another process has stopped, which is no more: its requests without a response are the next.
+    pub fn take_up(&mut self) {
+        // SAFETY: as in `take`.
+        self.answered = unsafe { self.counter(Self::RESPONSES_PUT).read_volatile() };
+        self.taken = self.answered;
     }
 
     fn counter(&self, at: usize) -> *mut u32 {
-        let address = self.page.page_address(0);
+        let address = match &self.page {
+            RingPage::Guest(page) => page.page_address(0),
+            #[cfg(test)]
+            RingPage::Made(page) => Some(page.address()),
+        };
         // SAFETY: inside the page, which is mapped for as long as this lives. Worth it: the hypervisor counts there.
         address.map_or(std::ptr::null_mut(), |page| unsafe { page.add(at) }.cast().as_ptr())
     }
@@ -219,18 +261,18 @@ impl PagingRing {
         Some(event)
     }
 
-    /// Puts the response to a request; the hypervisor looks at it when its port is rung.
+    /// Answers the first `count` of the requests taken and not answered; the hypervisor looks at it when its port is rung.
     ///
     /// # Panics
-    /// If there are more responses than requests.
-    pub fn put(&mut self, event: &PagingEvent) {
-        assert!(self.put != self.taken, "a response to no request");
-        // SAFETY: as in `take`; the place is that of a request that was taken.
-        unsafe { self.entry(self.put).write_volatile(*event) };
-        self.put = self.put.wrapping_add(1);
+    /// If there are not as many.
+    pub fn answer(&mut self, count: usize) {
+        let open = self.taken.wrapping_sub(self.answered);
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        assert!(count <= open, "{count} responses to {open} requests");
+        self.answered = self.answered.wrapping_add(count);
         fence(Ordering::SeqCst);
         // SAFETY: as in `take`.
-        unsafe { self.counter(Self::RESPONSES_PUT).write_volatile(self.put) };
+        unsafe { self.counter(Self::RESPONSES_PUT).write_volatile(self.answered) };
     }
 }
 

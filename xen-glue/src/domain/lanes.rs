@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mover::bitmap::Bitmap;
 use mover::error::GuestError;
-use mover::guest::{GuestMemory, HoldBack};
+use mover::guest::{GuestMemory, HoldBack as _};
 use mover::memory::Window;
 use mover::units::{PageCount, Pfn, u64_of};
 
@@ -179,11 +179,8 @@ impl RestoredMemory {
         let Late { domain, populate } = &mut *late;
         let paging = Arc::new(Paging::begin(domain, &mut lock(populate), self.pages)?);
         assert!(self.span.set(None).is_ok(), "paging begins before anything is mapped");
-        let (hold, cost): (Arc<dyn HoldBack>, _) = (Arc::<Paging>::clone(&paging), paging.cost());
-        assert!(self.paging.set(paging).is_ok(), "paging begins once");
-        let id = self.domain;
-        let stop = Box::new(move || Domain::open(id).and_then(|mut domain| domain.pause()).map_err(told));
-        Ok(Held { hold, stop, cost })
+        assert!(self.paging.set(Arc::clone(&paging)).is_ok(), "paging begins once");
+        Ok(held(self.domain, paging))
     }
 
     fn span(&self) -> Result<Option<&Arc<Span>>, GuestError> {
@@ -203,6 +200,13 @@ impl RestoredMemory {
         let behind = self.runs.partition_point(|run| run.start <= pfn.0);
         behind.checked_sub(1).is_none_or(|at| pfn.0 >= self.runs[at].end)
     }
+}
+
+/// `paging` holds back pages of `domain`.
+pub(super) fn held(domain: DomainId, paging: Arc<Paging>) -> Held {
+    let (cost, guard) = (paging.cost(), paging.guard());
+    let stop = Box::new(move || Domain::open(domain).and_then(|mut domain| domain.pause()).map_err(told));
+    Held { hold: paging, stop, cost, guard }
 }
 
 impl GuestMemory for RestoredMemory {

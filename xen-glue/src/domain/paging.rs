@@ -7,13 +7,15 @@
 //!   release     a page with these bytes, in one step; then responses to all who wait for it
 //!   finish      nothing is held -> paging off, the claim given back
 //! ```
+//! A worker has a standby ([`crate::standby`]), which maps the ring's frame while it is there and goes on with all of this if the
+//! worker is killed ([`Paging::after`]).
+//!
 //! Threads: pages are held back by one and released by any; `next_fault` is one's. Invariants:
 //! - A page that is held is in nobody's mapping: it could not have been evicted else, and a mapping made since waits for it.
-//! - Every request gets its response, or is among those that wait for a page that is held: the ring has eight places.
+//! - Every request gets its response, in the ring's order (`super::requests`).
 //! - A held page that the guest gives back is gone: its release finds nothing to be given, and that is right.
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -21,17 +23,20 @@ use std::time::{Duration, Instant};
 
 use mover::bitmap::{Bitmap, SharedBitmap};
 use mover::error::GuestError;
-use mover::guest::HoldBack;
-use mover::memory::GuestPage;
+use mover::guest::{HoldBack, Session};
+use mover::memory::{GuestPage, Mapping};
 use mover::units::{PAGE_BYTES, Pfn, usize_of};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::common::{Domain, LOG, fill_words};
 use super::lanes::{lock, told};
 use super::populate::Populate;
+use super::requests::Requests;
 use super::{DomainError, PagingCost};
 use crate::abi::paging::RING_PARAM;
-use crate::abi::{DomainId, EventChannels, HypercallBuffer, PagingEvent, PagingRing, Xen};
+use crate::abi::{DomainId, EventChannels, HypercallBuffer, PagingRing, Xen};
+use crate::confine;
+use crate::standby::Guard;
 
 /// Frames above the guest's highest at which the ring stands while it is made.
 const RING_ABOVE: u64 = 16;
@@ -39,23 +44,31 @@ const RING_ABOVE: u64 = 16;
 const CLAIM_EVERY: u64 = 64;
 /// How long turning paging off may be refused because virtual CPUs wait for room on the ring.
 const OFF_WITHIN: Duration = Duration::from_secs(30);
+/// How long a worker that has ended may keep its end of the event channel: the kernel closes it behind the last thread.
+const PARTED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Paging of one guest.
 #[derive(Debug)]
 pub(super) struct Paging {
     domain: DomainId,
-    frames: u64,
     held: SharedBitmap,
     calls: Mutex<Calls>,
-    ring: Mutex<Ring>,
+    requests: Mutex<Requests>,
     channels: EventChannels,
     port: u32,
     /// Pages held; those claimed for.
     holds: AtomicU64,
     claimed: AtomicU64,
+    /// What was claimed is claimed still, by who was here before.
+    inherited: bool,
     finished: AtomicBool,
     cost: Arc<PagingCost>,
+    guard: Guarded,
+    table: Option<Arc<Mapping>>,
 }
+
+/// Who takes over, or why nobody does; nothing where nobody is meant to.
+pub type Guarded = Option<Result<Arc<Guard>, String>>;
 
 /// What hypercalls need.
 #[derive(Debug)]
@@ -64,15 +77,16 @@ struct Calls {
     page: HypercallBuffer,
 }
 
-/// The ring, and what has come over it.
-#[derive(Debug)]
-struct Ring {
-    ring: PagingRing,
-    /// Requests for held pages.
-    waiting: Vec<PagingEvent>,
-    /// Held pages that somebody waits for, each once.
-    faults: VecDeque<Pfn>,
-    given_up: VecDeque<Pfn>,
+impl Calls {
+    /// Whether `pfn` is paged out. Asked to page it in with nothing, the hypervisor says for what is paged out that there is nothing,
+    /// and for what is not, that it is not.
+    fn is_out(&mut self, domain: DomainId, pfn: Pfn) -> io::Result<bool> {
+        match self.xen.page_in(domain, pfn.0, None) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(true),
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+            _ => Ok(false),
+        }
+    }
 }
 
 /// Why a hypervisor or a guest has no paging, and what it would take.
@@ -103,6 +117,12 @@ impl Paging {
         let ring = PagingRing::map(&domain.xen, id, frame).map_err(no)?;
         domain.xen.set_hvm_param(id, RING_PARAM, frame).map_err(no)?;
         let on = domain.xen.paging_on(id);
+        let guard = match &on {
+            Ok(remote) if confine::is_worker() => {
+                Some(Guard::start(id, frame, frames, *remote).map(Arc::new))
+            }
+            _ => None,
+        };
         // Whatever comes of it, the frame is none of the guest's.
         let mut extents = domain.xen.buffer(size_of::<u64>()).map_err(no)?;
         fill_words(&mut extents, &[frame]);
@@ -111,22 +131,57 @@ impl Paging {
         taken.map_err(no)?;
         let channels = EventChannels::open().map_err(no)?;
         let port = channels.bind(id, remote).map_err(no)?;
-        let xen = Xen::open().map_err(no)?;
-        let page = xen.buffer(PAGE_BYTES).map_err(no)?;
-        let (waiting, faults, given_up) = (Vec::new(), VecDeque::new(), VecDeque::new());
+        let held = SharedBitmap::new(usize_of(frames));
+        let requests = Requests::new(ring, frames);
+        let table = guard.as_ref().and_then(|guard| Some(guard.as_ref().ok()?.table()));
+        let this = Self::over(id, held, requests, (channels, port)).map_err(no)?;
+        Ok(Self { guard, table, ..this })
+    }
+
+    /// Goes on in the place of a worker that has ended: with its ring, and the hypervisor's port for it.
+    pub(super) fn after(
+        domain: DomainId,
+        frames: u64,
+        requests: Requests,
+        (channels, remote): (EventChannels, u32),
+        table: Arc<Mapping>,
+    ) -> io::Result<Self> {
+        let port = bind_again(&channels, domain, remote)?;
+        let held = SharedBitmap::new(usize_of(frames));
+        let this = Self::over(domain, held, requests, (channels, port))?;
+        // The worker may have answered somebody and not have come to ringing.
+        this.channels.notify(port)?;
+        Ok(Self { inherited: true, table: Some(table), ..this })
+    }
+
+    fn over(
+        domain: DomainId,
+        held: SharedBitmap,
+        requests: Requests,
+        (channels, port): (EventChannels, u32),
+    ) -> io::Result<Self> {
+        let xen = Xen::open()?;
+        let page = xen.buffer(PAGE_BYTES)?;
         Ok(Self {
-            domain: id,
-            frames,
-            held: SharedBitmap::new(usize_of(frames)),
+            domain,
+            held,
             calls: Mutex::new(Calls { xen, page }),
-            ring: Mutex::new(Ring { ring, waiting, faults, given_up }),
+            requests: Mutex::new(requests),
             channels,
             port,
             holds: AtomicU64::new(0),
             claimed: AtomicU64::new(0),
+            inherited: false,
             finished: AtomicBool::new(false),
             cost: Arc::default(),
+            guard: None,
+            table: None,
         })
+    }
+
+    /// Who takes over.
+    pub(super) fn guard(&self) -> Guarded {
+        self.guard.clone()
     }
 
     /// What it costs.
@@ -141,29 +196,7 @@ impl Paging {
 
     /// Takes what has come over the ring: who waits for a page that is not held any more goes on at once.
     fn take_in(&self) -> Result<(), GuestError> {
-        let mut guard = lock(&self.ring);
-        let Ring { ring, waiting, faults, given_up } = &mut *guard;
-        let mut answered = false;
-        while let Some(event) = ring.take() {
-            let known = event.frame < self.frames;
-            let pfn = Pfn(event.frame);
-            if known && event.is_given_up() {
-                if self.forget(pfn) {
-                    given_up.push_back(pfn);
-                    // A virtual CPU that waits for it looks again, and finds nothing there.
-                    waiting.retain(|other| other.frame != event.frame || (ring.put(other), false).1);
-                }
-            } else if known && self.held.get(pfn.index()) {
-                if waiting.iter().all(|other| other.frame != event.frame) {
-                    faults.push_back(pfn);
-                }
-                waiting.push(event);
-                continue;
-            }
-            ring.put(&event);
-            answered = true;
-        }
-        drop(guard);
+        let answered = lock(&self.requests).take_in(&self.held, |pfn| self.forget(pfn));
         if answered { self.notify() } else { Ok(()) }
     }
 
@@ -184,14 +217,9 @@ impl Paging {
 
     /// Lets all go on who wait for `pfn`, which is held no more.
     fn answer(&self, pfn: Pfn) -> Result<(), GuestError> {
-        let mut guard = lock(&self.ring);
-        let Ring { ring, waiting, .. } = &mut *guard;
         self.forget(pfn);
-        let before = waiting.len();
-        waiting.retain(|event| event.frame != pfn.0 || (ring.put(event), false).1);
-        let some = waiting.len() < before;
-        drop(guard);
-        if some { self.notify() } else { Ok(()) }
+        let answered = lock(&self.requests).settle(&self.held);
+        if answered { self.notify() } else { Ok(()) }
     }
 
     /// Sets memory aside for all that is held.
@@ -258,9 +286,45 @@ impl Paging {
     }
 }
 
+/// Binds a port to `remote`, which a process that is ending may have to be parted from first.
+fn bind_again(channels: &EventChannels, domain: DomainId, remote: u32) -> io::Result<u32> {
+    let begun = Instant::now();
+    loop {
+        match channels.bind(domain, remote) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && begun.elapsed() < PARTED_WITHIN => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            bound => return bound,
+        }
+    }
+}
+
 impl HoldBack for Paging {
     fn hold_back(&self, _: &Bitmap) -> Result<(), GuestError> {
-        self.claim()
+        if self.inherited { Ok(()) } else { self.claim() }
+    }
+    fn keep(&self, session: &Session<'_>) -> Result<(), GuestError> {
+        if let Some(Ok(guard)) = &self.guard {
+            guard.hand_over(session.secret);
+        }
+        Ok(())
+    }
+    fn table(&self) -> Option<Arc<Mapping>> {
+        self.table.clone()
+    }
+    fn take_up(&self, left: &mut Bitmap) -> Result<(), GuestError> {
+        let mut calls = lock(&self.calls);
+        let all: Vec<usize> = left.iter().collect();
+        for at in all {
+            if calls.is_out(self.domain, Pfn::at(at)).map_err(self.failed("ask whether a page is there"))? {
+                self.held.set(at);
+                self.holds.fetch_add(1, SeqCst);
+                self.claimed.fetch_add(1, SeqCst);
+            } else {
+                left.clear(at);
+            }
+        }
+        Ok(())
     }
     fn holds_ahead(&self) -> bool {
         true
@@ -282,7 +346,7 @@ impl HoldBack for Paging {
         self.held.get(pfn.index())
     }
     fn given_up(&self) -> Option<Pfn> {
-        lock(&self.ring).given_up.pop_front()
+        lock(&self.requests).given_up()
     }
     fn release(&self, pfn: Pfn, page: GuestPage<'_>) -> Result<(), GuestError> {
         self.cost.back.timed(|| self.page_in(pfn, page), |there| *there)?;
@@ -295,13 +359,13 @@ impl HoldBack for Paging {
         let deadline = Instant::now() + timeout;
         loop {
             self.take_in()?;
-            while let Some(pfn) = lock(&self.ring).faults.pop_front() {
+            while let Some(pfn) = lock(&self.requests).fault() {
                 if self.held.get(pfn.index()) {
                     return Ok(Some(pfn));
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || !lock(&self.ring).given_up.is_empty() {
+            if left.is_zero() || lock(&self.requests).has_given_up() {
                 return Ok(None);
             }
             let descriptor = self.channels.descriptor();

@@ -12,7 +12,7 @@ use mover::guest::{GuestMemory, HoldBack};
 use mover::memory::{GuestPage, PageBuf};
 use mover::units::{Pfn, usize_of};
 
-use super::{DomainError, FinalState, Frames, PagingCost, StaticState, Wiring};
+use super::{DomainError, FinalState, Frames, Guarded, PagingCost, StaticState, Wiring};
 use crate::abi::Part;
 use crate::stream::{DomainHeader, GuestType, P2mFrames, PageEntry};
 
@@ -193,6 +193,8 @@ pub struct Held {
     pub stop: Box<dyn FnMut() -> Result<(), GuestError> + Send>,
     /// What it costs.
     pub cost: Arc<PagingCost>,
+    /// Who goes on if this process is killed.
+    pub guard: Guarded,
 }
 
 /// A domain to be restored, created by the toolstack, without memory. It is the toolstack's to destroy if this fails.

@@ -27,6 +27,7 @@ mod engine;
 mod harbour;
 mod lingering;
 mod net;
+mod orphan;
 mod source;
 mod tally;
 mod target;
@@ -47,6 +48,7 @@ pub(crate) use dial::DialBack;
 pub(crate) use harbour::{Harbour, Terms};
 pub(crate) use lingering::GRACE;
 pub use lingering::Lingering;
+pub(crate) use orphan::{Shelves, take_over};
 pub(crate) use source::{Answer, Call, Departure, Word, depart};
 pub(crate) use target::{Arrival, Started, arrive};
 

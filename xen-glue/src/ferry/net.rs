@@ -126,6 +126,13 @@ impl Quiet {
         }
     }
 
+    /// Of an engine that takes the place of one that is no more: all connections are to be made anew.
+    pub(super) fn again(tally: &Arc<Tally>, returner: Returner) -> Self {
+        let this = Self::new(Vec::new(), tally, returner, &Arc::new(AtomicBool::new(true)));
+        this.lost.store(true, SeqCst);
+        this
+    }
+
     /// Dials, as far as that is due, until there are connections again.
     fn come_back(&mut self, session: &Secret) {
         if !self.may_return.load(SeqCst) {

@@ -23,7 +23,7 @@ use super::net::Quiet;
 use super::tally::Tally;
 use super::{SILENCE_MAX, disks};
 use crate::confine;
-use crate::domain::{Lazy, PagingCost};
+use crate::domain::{Guarded, Lazy, PagingCost};
 use crate::stream::{LanesDone, Offer};
 
 /// A running engine, and what it says.
@@ -33,8 +33,8 @@ pub(crate) struct Arrival {
     go: SyncSender<()>,
     tally: Arc<Tally>,
     migration: MigrationId,
-    /// What it costs to hold pages back, once they are.
-    held: Arc<OnceLock<Arc<PagingCost>>>,
+    /// What it costs to hold pages back, and who goes on if this process is killed, once pages are.
+    held: Arc<OnceLock<(Arc<PagingCost>, Guarded)>>,
 }
 
 /// The source knows that the domain could run.
@@ -73,17 +73,12 @@ impl Arrival {
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.engine.end().map(Started::Whole),
             }
-            if let Some(cost) = self.held.get()
+            if let Some((cost, guard)) = self.held.get().cloned()
                 && started.is_some_and(|since: Instant| since.elapsed() >= GRACE)
             {
-                let cost = Arc::clone(cost);
                 let Self { engine, words, migration, .. } = self;
-                let work = Box::new(move |each: &mut dyn FnMut(&Event)| {
-                    words.iter().for_each(|event| each(&event));
-                    let account = engine.end().map_err(|error| error.to_string())?;
-                    Ok(format!("{}; {cost}", account_words(&account)))
-                });
-                return Ok(Started::Draining(Lingering::new(migration, Role::Target, work)));
+                let lingering = draining(engine, words, migration, cost);
+                return Ok(Started::Draining(lingering.guarded(guard)));
             }
         }
     }
@@ -96,6 +91,21 @@ impl Arrival {
             Err(error) => Some(error),
         }
     }
+}
+
+/// An engine whose guest runs, until all of it is there.
+pub(super) fn draining(
+    engine: Engine<Account>,
+    words: Receiver<Event>,
+    migration: MigrationId,
+    cost: Arc<PagingCost>,
+) -> Lingering {
+    let work = Box::new(move |each: &mut dyn FnMut(&Event)| {
+        words.iter().for_each(|event| each(&event));
+        let account = engine.end().map_err(|error| error.to_string())?;
+        Ok(format!("{}; {cost}", account_words(&account)))
+    });
+    Lingering::new(migration, Role::Target, work)
 }
 
 fn account_words(account: &Account) -> String {
@@ -128,6 +138,7 @@ pub(crate) fn arrive(
     let hang_ups = connections.iter().map(|connection| Arc::clone(&connection.hang_up)).collect();
     let redial_for = how.redial_for;
     let returner = Returner::new(offer.clone(), how);
+    let offered = offer.clone();
     let engine = Engine::start(hang_ups, observer, move |around| {
         let outstanding = Arc::default();
         let acceptor = Box::new(Quiet::new(connections, &counted, returner, &outstanding));
@@ -135,7 +146,7 @@ pub(crate) fn arrive(
         let parts = Parts {
             acceptor,
             token,
-            host: Box::new(move |shape| host(shape, memory, lazy, &holding, life, &say)),
+            host: Box::new(move |shape| host(shape, &offered, memory, lazy, &holding, life, &say)),
             journal: Box::new(|_, _, _| {
                 let journal: Box<dyn Journal> = Box::new(Unrecorded);
                 Ok(journal)
@@ -156,9 +167,10 @@ pub(crate) fn arrive(
 /// The guest that is there already, and its disks as far as they can be read here.
 fn host(
     shape: &Shape,
+    offer: &Offer,
     memory: Arc<dyn GuestMemory>,
     lazy: Lazy,
-    holding: &OnceLock<Arc<PagingCost>>,
+    holding: &OnceLock<(Arc<PagingCost>, Guarded)>,
     mut life: Life,
     say: &SyncSender<Event>,
 ) -> Result<Host, Error> {
@@ -169,6 +181,18 @@ fn host(
         return Err(GuestError::State(text).into());
     }
     let (disks, readable) = disks::open(&shape.disks)?;
+    // A standby opens the disks for itself, and is started with what this thread may still do.
+    let lazy = match shape.lazy {
+        true => lazy().map(|held| {
+            if let Some(Ok(guard)) = &held.guard {
+                guard.told(offer, shape);
+            }
+            holding.get_or_init(|| (held.cost, held.guard));
+            life.stop = Some(held.stop);
+            held.hold
+        }),
+        false => Err("it was not asked for".to_owned()),
+    };
     if let Some(text) = confine::faces_the_network() {
         let _ = say.send(Event::Notice { at_ms: 0.0, text });
     }
@@ -181,14 +205,6 @@ fn host(
         let text = format!("disk {} is left out: {why}", disk.name);
         let _ = say.send(Event::Notice { at_ms: 0.0, text });
     }
-    let lazy = match shape.lazy {
-        true => lazy().map(|held| {
-            holding.get_or_init(|| held.cost);
-            life.stop = Some(held.stop);
-            held.hold
-        }),
-        false => Err("it was not asked for".to_owned()),
-    };
     let guest = TargetGuest { memory, life: Box::new(life), lazy, gate: None };
     Ok(Host { guest, disks, readable })
 }

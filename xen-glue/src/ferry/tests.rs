@@ -4,6 +4,7 @@
 mod certified;
 mod clones;
 mod cut;
+mod killed;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

@@ -5,12 +5,13 @@
 //! its pages for good, a source's target is told by the end of the connection.
 #![forbid(unsafe_code)]
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::process::{Child, Command, Stdio};
 
 use mover::journal::Role;
 use mover::report::{Event, Phase};
+use mover::wire::hello::MigrationId;
 
 use super::note::Noted;
 use crate::abi::DomainId;
@@ -44,20 +45,40 @@ impl Drop for Inhibitor {
     }
 }
 
-/// Keeps this process at it until it is through; `noted` is what it has noted so far.
-pub(super) fn finish(left: Lingering, domain: DomainId, mut noted: Option<Noted>) {
-    let name = match left.role {
-        Role::Source => "source",
-        Role::Target => "target",
-    };
-    let migration = left.migration.to_string();
-    let mut log = OpenOptions::new().append(true).create(true).open(LOG);
-    let mut say = |text: &str| {
-        if let Ok(log) = &mut log {
+/// What is written down, each line with what it is about.
+struct Log {
+    file: io::Result<File>,
+    about: String,
+}
+
+impl Log {
+    fn open(domain: DomainId, migration: MigrationId, role: Role) -> Self {
+        let name = match role {
+            Role::Source => "source",
+            Role::Target => "target",
+        };
+        let file = OpenOptions::new().append(true).create(true).open(LOG);
+        Self { file, about: format!("migration {migration}, {domain}, {name}") }
+    }
+
+    fn say(&mut self, text: &str) {
+        if let Ok(file) = &mut self.file {
             // A disk that is full is no reason to leave the guest alone.
-            let _ = writeln!(log, "migration {migration}, {domain}, {name}: {text}");
+            let _ = writeln!(file, "{}: {text}", self.about);
         }
-    };
+    }
+}
+
+/// Writes these lines down.
+pub(super) fn write_down(domain: DomainId, migration: MigrationId, role: Role, lines: &[String]) {
+    let mut log = Log::open(domain, migration, role);
+    lines.iter().for_each(|text| log.say(text));
+}
+
+/// Keeps this process at it until it is through; `noted` is what it has noted so far, `begins` what is written down first.
+pub(super) fn finish(left: Lingering, domain: DomainId, mut noted: Option<Noted>, begins: &[String]) {
+    let mut log = Log::open(domain, left.migration, left.role);
+    let mut say = |text: &str| log.say(text);
     if noted.is_none() {
         say("`pageferry status` will not show this: it could not be noted");
     }
@@ -65,7 +86,7 @@ pub(super) fn finish(left: Lingering, domain: DomainId, mut noted: Option<Noted>
         noted.lanes(left.migration);
         noted.phase(Phase::Drain);
     }
-    say("pages are outstanding");
+    begins.iter().for_each(|text| say(text));
     let why = "a guest that was moved still needs pages from here, or is getting them";
     let inhibitor = Inhibitor::hold(why);
     if inhibitor.is_none() {

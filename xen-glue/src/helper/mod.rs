@@ -7,6 +7,8 @@
 //!   front    a thin process: passes messages on, minds signals              (front)
 //!     | socket
 //!   worker   in a session of its own: the engine, mappings, hypercalls      (worker, session)
+//!     | started by a restore whose guest is to run before all of it is there
+//!   standby  takes the worker's place if it is killed behind that           (standby)
 //! ```
 //!
 //! Source: `tools/libs/light/libxl_save_helper.c`, `libxl_save_callout.c` and `libxl_save_msgs_gen.pl` of Xen; the same
@@ -23,6 +25,7 @@ mod lingering;
 mod messages;
 mod note;
 mod session;
+mod standby;
 mod stock;
 mod worker;
 
@@ -57,6 +60,11 @@ pub fn main(engine: &dyn Engine) -> ExitCode {
             (Some(socket), Ok(invocation)) => worker::run(engine, socket, invocation),
             _ => ExitCode::from(2),
         };
+    }
+    if let [first, rest @ ..] = arguments.as_slice()
+        && first == crate::standby::ARGUMENT
+    {
+        return standby::run(rest);
     }
     match arguments::parse(&arguments) {
         Ok(invocation) if invocation.plain => front::run(engine, &invocation, &arguments),

@@ -52,7 +52,10 @@ pub(crate) fn run(engine: &dyn Engine, socket: RawFd, invocation: Invocation) ->
             let result = guarded(engine, &invocation, &io, &mut session, &stop);
             let left = session.take_left().filter(|_| result.is_ok());
             let noted = session.take_noted();
-            if left.is_some() {
+            if let Some(left) = &left {
+                // Before libxl hears that the guest is restored, and lets it run: it is never without who serves it.
+                let alone = left.arm();
+                alone.iter().for_each(|why| session.log(Level::Warning, why));
                 let _ = session.tell(&Message::GoesOn);
             }
             end(&mut session, &invocation, &result, stop.load(Ordering::SeqCst));
@@ -61,7 +64,7 @@ pub(crate) fn run(engine: &dyn Engine, socket: RawFd, invocation: Invocation) ->
             session.hang_up();
             drop((session, io));
             if let Some(left) = left {
-                lingering::finish(left, invocation.domain, noted);
+                lingering::finish(left, invocation.domain, noted, &["pages are outstanding".to_owned()]);
             }
             ExitCode::SUCCESS
         }

@@ -9,7 +9,7 @@ use mover::net::tcp::{Settings, TcpAcceptor};
 use mover::net::tls::Identity;
 use mover::process::backend::attach_target;
 use mover::report::{Event, Observer as _};
-use mover::target::{self, Config, Orphan};
+use mover::target::{self, Config, Host, Orphan};
 
 use super::surroundings;
 use crate::cli::ResumeArgs;
@@ -74,9 +74,8 @@ pub(crate) fn run(args: &ResumeArgs, console: &Console) -> Outcome {
         acceptor: Box::new(Entrance::new(acceptor, lock)),
         migration: kept.migration,
         session: kept.secret,
-        lanes: kept.lanes,
-        name: status.guest.clone(),
-        guest: taken.guest,
+        shape: Orphan::bare(status.guest.clone(), taken.guest.memory.pages(), kept.lanes),
+        host: Host { guest: taken.guest, disks: None, readable: Vec::new() },
         journal: Box::new(journal),
     };
     let account = target::take_over(orphan, config, surroundings)?;

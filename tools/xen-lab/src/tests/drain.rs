@@ -27,7 +27,7 @@ const REDIAL_FOR: u32 = 120;
 /// How long both ends may take to find that they have lost each other, or have found each other again, in seconds.
 const NOTICED_WITHIN: u32 = 120;
 /// How long a drain goes on over a slow disk before that is as fast as ever.
-const A_WHILE: Duration = Duration::from_secs(5);
+pub(super) const A_WHILE: Duration = Duration::from_secs(5);
 
 /// Of the tests, the one that the short tier has.
 const SHORT: &str = "pvh";
@@ -95,7 +95,7 @@ fn early<R>(
 }
 
 /// Moves it, and does that.
-fn moved_early<R>(
+pub(super) fn moved_early<R>(
     lab: &Lab,
     guest: &Guest,
     before: Count,
@@ -137,7 +137,7 @@ pub(super) fn words(lab: &Lab, host: usize) -> Result<String> {
 }
 
 /// The number before `words` in what the drain on host 2 came to.
-fn drained(lab: &Lab, what: &str) -> Result<u64> {
+pub(super) fn drained(lab: &Lab, what: &str) -> Result<u64> {
     let text = words(lab, 2)?;
     let line = text.lines().find(|line| line.contains(": done. "));
     let found = line.and_then(|line| number_before(line, what));
@@ -275,7 +275,7 @@ fn overwrite(lab: &Lab, at: u32) -> Result<()> {
 }
 
 /// Waits until the end on `host` has written down `what`.
-fn says(lab: &Lab, host: usize, what: &str) -> Result<()> {
+pub(super) fn says(lab: &Lab, host: usize, what: &str) -> Result<()> {
     wait::until(what, wait::limit(NOTICED_WITHIN), Duration::from_secs(1), || {
         let said = words(lab, host)?;
         Ok(if said.contains(what) { Ok(()) } else { Err(said) })

@@ -1,15 +1,16 @@
 //! What happens to a lazy migration on its way, and behind it: in the rounds, while the guest stands still, and in the drain. An end
 //! is killed or lost before the commit: the guest goes on at the source, and nothing is left. Blocks that are referenced are
-//! overwritten, or the target's memory is given to another guest: it is migrated, and never has a wrong page.
+//! overwritten, or the target's memory is given to another guest: it is migrated, and never has a wrong page. The target's worker is
+//! killed behind the commit: its standby goes on, or, killed too, leaves a guest that waits and can be destroyed.
 //! (`ferry/index-stale` has blocks overwritten before the first round; `drain` what happens to an end behind the commit.)
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
-use super::drain::{poised, restarted, whole, words};
+use super::drain::{A_WHILE, drained, moved_early, poised, restarted, says, whole, words};
 use super::faults::goes_on;
 use super::ferry::{LANES_DONE, ends, migration};
-use super::{Body, Needs, Pair, Test, Tier};
+use super::{Body, Needs, Pair, Test, Tier, left};
 use crate::guest::{Guest, Kind};
 use crate::lab::Lab;
 use crate::moves::{Fault, Helper, PROGRAM, Report, Spot, number_before};
@@ -49,7 +50,7 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
     if !pair.is_broad() {
         return Vec::new();
     }
-    let bodies: [(&str, Body); 8] = [
+    let bodies: [(&str, Body); 10] = [
         ("killed-in-the-rounds", Box::new(|lab| killed(lab, When::Rounds))),
         ("killed-at-the-pause", Box::new(|lab| killed(lab, When::Pause))),
         ("wire-cut-in-the-rounds", Box::new(wire_cut)),
@@ -58,6 +59,8 @@ pub(super) fn tests(pair: Pair) -> Vec<Test> {
         ("overwritten-in-the-drain", Box::new(|lab| overwritten(lab, When::Drain))),
         ("memory-filled-at-the-pause", Box::new(|lab| memory_filled(lab, When::Pause))),
         ("memory-filled-in-the-drain", Box::new(|lab| memory_filled(lab, When::Drain))),
+        ("worker-killed-in-the-drain", Box::new(worker_killed)),
+        ("worker-and-standby-killed", Box::new(both_killed)),
     ];
     let test = |(what, body): (&str, Body)| {
         Test::new(pair, &format!("lazy/{what}"), Tier::Full, Needs::Program, body)
@@ -168,6 +171,53 @@ fn memory_filled(lab: &Lab, when: When) -> Result<()> {
     whole(lab)?;
     other.destroy(lab.host(2))?;
     ends(lab, &guest, 2, count)
+}
+
+/// The target's worker is killed while pages are outstanding, half of them overwritten on the disk: its standby loads them and has the
+/// source send the others, and the guest is whole.
+fn worker_killed(lab: &Lab) -> Result<()> {
+    // What is overwritten is not to be read past its page cache.
+    let guest = Guest { direct: false, ..Guest::reader(Kind::Pvh) };
+    let (report, (overwritten, count)) = poised(lab, &guest, |before| {
+        moved_early(lab, &guest, before, |_, count| {
+            let overwritten = Overwritten::files(lab, 2)?;
+            lab.host(2).run("pkill -9 -f 'save-helper --worke[r]'")?;
+            says(lab, 2, "its standby goes on")?;
+            says(lab, 2, "the source is there again")?;
+            let said = lab.host(2).run(&format!("{PROGRAM} status"))?;
+            if !said.contains("guest runs") {
+                bail!("`pageferry status` on host 2 does not show who has taken over:\n{said}");
+            }
+            std::thread::sleep(A_WHILE);
+            Ok((overwritten, count))
+        })
+    })?;
+    whole(lab)?;
+    drop(overwritten);
+    let (outstanding, sent) =
+        (drained(lab, " pages were outstanding")?, drained(lab, " of them had to be sent")?);
+    eprintln!("    {outstanding} pages were outstanding when the standby took over, {sent} were sent");
+    if outstanding < REFERENCES || sent == 0 {
+        bail!("{outstanding} outstanding, {sent} sent after all are too few:\n{}", report.text());
+    }
+    ends(lab, &guest, 2, count)
+}
+
+/// The standby is killed, and the worker: the guest waits, nothing is torn down with it, and it can be destroyed.
+fn both_killed(lab: &Lab) -> Result<()> {
+    let guest = Guest::reader(Kind::Pvh);
+    poised(lab, &guest, |before| {
+        moved_early(lab, &guest, before, |_, _| {
+            for like in ["save-helper --standb[y]", "save-helper --worke[r]"] {
+                lab.host(2).run(&format!("pkill -9 -f '{like}'"))?;
+            }
+            std::thread::sleep(A_WHILE);
+            lab.host(2).run(&format!("xl list {}", guest.name))?;
+            guest.destroy(lab.host(2))
+        })
+    })?;
+    whole(lab)?;
+    left::nothing(lab, Helper::Ours)
 }
 
 /// Creates a guest on host 2 that leaves next to nothing for others.
