@@ -177,7 +177,7 @@ fn who_attaches_right_behind_another_is_not_taken_for_a_second() {
     }
     let held = guest.connect().unwrap();
     held.attach(Role::Source, "the one").unwrap();
-    let refused = guest.connect().unwrap().attach(Role::Source, "another").err().expect("it is held");
+    let Err(refused) = guest.connect().unwrap().attach(Role::Source, "another") else { panic!("it is held") };
     assert!(refused.to_string().contains("(the one) has this guest already"), "{refused}");
     drop(held);
     guest.connect().unwrap().destroy().unwrap();
