@@ -169,6 +169,12 @@ impl PageTable {
         Self::over(bits, words, slots)
     }
 
+    /// Models have no memory that is another process's too.
+    #[cfg(all(test, feature = "loom"))]
+    pub fn within(_: &std::sync::Arc<crate::memory::Mapping>, _: PageCount) -> Self {
+        unreachable!("nothing that is modelled asks for it")
+    }
+
     fn over(bits: usize, words: Cells<AtomicU32>, slots: Cells<AtomicU64>) -> Self {
         Self {
             words,
