@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::raw;
 use crate::units::PAGE_BYTES;
@@ -65,14 +64,13 @@ impl GuestPage<'_> {
         self.address
     }
 
-    /// Reads a word from user mode, so that the page is there afterwards: the kernel can then be handed its address
+    /// Reads a byte from user mode, so that the page is there afterwards: the kernel can then be handed its address
     /// even where only faults from user mode are served.
     pub fn touch(&self) {
-        // SAFETY: the page is mapped and begins with a whole word; atomic because the guest may write it meanwhile.
+        let mut byte = 0;
+        // SAFETY: the page is mapped as `new` was promised, `byte` is ours alone; a copy, since the guest may write meanwhile.
         // Worth it: a fault taken here waits, one taken inside a system call would fail.
-        let word = unsafe { AtomicU64::from_ptr(self.address.as_ptr().cast()) };
-        // The read must not be left out.
-        std::hint::black_box(word.load(Ordering::Relaxed));
+        unsafe { raw::copy_bytes(self.address.as_ptr(), &raw mut byte, 1) };
     }
 
     /// Copies the page's bytes out. While the guest writes, the copy may be torn; it is still just bytes.
