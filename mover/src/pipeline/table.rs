@@ -416,6 +416,7 @@ mod tests {
     /// An engine that is killed leaves pages outstanding, one of them in its hands, and another one that it has just placed.
     #[cfg(not(feature = "loom"))]
     #[test]
+    #[cfg_attr(miri, ignore = "miri knows no memory files")]
     fn another_engine_finds_what_was_outstanding_and_where_it_stands() {
         use std::os::fd::AsFd;
         let pages = PageCount(5);
