@@ -38,9 +38,10 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 2] = [
+const TOOLS: [Tool; 3] = [
     Tool { program: "cargo-nextest", version: "0.9.143", purpose: "runs the tests, a process each" },
     Tool { program: "cargo-deny", version: "0.20.2", purpose: "checks licences, sources and duplicates" },
+    Tool { program: "cargo-fuzz", version: "0.13.2", purpose: "fuzzes what reads bytes from outside" },
 ];
 
 /// Puts everything in place, or says what is missing.
