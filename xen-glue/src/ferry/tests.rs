@@ -5,6 +5,7 @@ mod certified;
 mod clones;
 mod cut;
 mod killed;
+mod overwritten;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

@@ -3,19 +3,14 @@
 //! before it is mended.
 
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::time::Instant;
 
 use super::certified::Office;
+use super::overwritten::{ENOUGH, FIRST, Overwritten, SHELVED, is_gone, overwritten};
 use super::*;
 use crate::stream::Offer;
 
-/// The least pages that have to be outstanding for a test to say anything.
-const ENOUGH: usize = 50;
-/// Pages that stand on the disk, from page `FIRST` on.
-const SHELVED: u64 = 3000;
-const FIRST: u64 = 500;
 /// How long anything may take here.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -100,11 +95,6 @@ fn by_way_of(wire: &Arc<Wire>, address: String) -> Carrier {
     })
 }
 
-/// Whether the page's block is overwritten when the guest is stopped: the source alone has it then.
-fn is_gone(pfn: Pfn) -> bool {
-    (FIRST..FIRST + SHELVED).contains(&pfn.0) && pfn.0 % 2 == 1
-}
-
 struct Struck {
     trip: Trip,
     guest: Rc<RefCell<Guest>>,
@@ -115,19 +105,9 @@ struct Struck {
 /// Moves a guest over a wire that is cut at a page that comes to the running guest. It is mended when all is loaded
 /// that can be without the source, if it is to be.
 fn struck(changed: impl Fn(&mut Journey), mended: bool) -> Struck {
-    let directory = tempfile::tempdir().unwrap();
-    let (path, indexes) = (directory.path().join("image"), directory.path().join("index"));
-    image(&path, SHELVED);
-    let mut on = |_, _| true;
-    commands::build(&path, &indexes, &mut commands::Options { bytes_per_second: None, progress: &mut on })
-        .unwrap();
-    let guest = Guest::new(4000);
-    for block in 0..SHELVED {
-        guest.borrow().memory.page(Pfn(FIRST + block)).copy_from(&block_of(block));
-    }
-    let disk = DiskSpec { name: "xvda".into(), path: path.clone(), role: Role::Own };
+    let Overwritten { guest, plan, mut toolstack, _directory } = overwritten();
     let (wire, address) = Wire::new();
-    let mut journey = Journey::new(Plan { disks: vec![disk], indexes, ..plan(Mode::Lazy) });
+    let mut journey = Journey::new(plan);
     journey.carry = by_way_of(&wire, address);
     journey.slow = FIRST..FIRST + SHELVED;
     changed(&mut journey);
@@ -149,18 +129,6 @@ fn struck(changed: impl Fn(&mut Journey), mended: bool) -> Struck {
                 wire.mend();
             });
         }
-    }));
-    let mut toolstack = patient();
-    let mut waiting = toolstack.watch.take().unwrap();
-    toolstack.watch = Some(Box::new(move |event| {
-        if let Event::Phase(save::Phase::Suspend) = event {
-            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-            for block in (0..SHELVED).filter(|block| is_gone(Pfn(FIRST + block))) {
-                file.write_all_at(&[0x44; PAGE_BYTES], block * 4096).unwrap();
-            }
-            file.sync_all().unwrap();
-        }
-        waiting(event);
     }));
     let trip = journey.go(&guest, &mut toolstack);
     let outstanding = *outstanding.lock().unwrap();

@@ -3,7 +3,6 @@
 //! outlive it.
 
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
@@ -13,6 +12,7 @@ use mover::wire::hello::MigrationId;
 use rustix::io::dup;
 use rustix::process::{Signal, getpid, kill_process};
 
+use super::overwritten::{ENOUGH, FIRST, Overwritten, PAGES, SHELVED, is_gone, overwritten};
 use super::*;
 use crate::abi::process::take_over as descriptors;
 use crate::domain::Orphaned;
@@ -22,12 +22,6 @@ use crate::standby::{Guard, make_table, map_table, take_terms, wait_armed};
 
 /// Says to a process of this test that it is the worker, where it is to be killed, and its descriptors.
 const WORKER: &str = "PAGEFERRY_TEST_WORKER";
-const PAGES: usize = 4000;
-/// Pages that stand on the disk, from page `FIRST` on.
-const SHELVED: u64 = 3000;
-const FIRST: u64 = 500;
-/// The least pages that have to be outstanding for a test to say anything.
-const ENOUGH: usize = 50;
 const PORT: u32 = 77;
 
 /// Where the worker is killed.
@@ -41,11 +35,6 @@ enum At {
     PagedIn,
     /// The toolstack does not know that the guest is restored.
     Early,
-}
-
-/// Whether the page's block is overwritten when the guest is stopped: the source alone has it then.
-fn is_gone(pfn: Pfn) -> bool {
-    (FIRST..FIRST + SHELVED).contains(&pfn.0) && pfn.0 % 2 == 1
 }
 
 fn was_killed(how: ExitStatus) -> bool {
@@ -197,33 +186,11 @@ struct Passage {
 
 /// Moves a guest to a worker that is killed there. Half of the blocks are overwritten when the guest is stopped.
 fn passage(at: At, sees_disks: bool) -> Passage {
-    let directory = tempfile::tempdir().unwrap();
-    let (path, indexes) = (directory.path().join("image"), directory.path().join("index"));
-    image(&path, SHELVED);
-    let mut on = |_, _| true;
-    commands::build(&path, &indexes, &mut commands::Options { bytes_per_second: None, progress: &mut on })
-        .unwrap();
-    let guest = Guest::new(PAGES);
-    for block in 0..SHELVED {
-        guest.borrow().memory.page(Pfn(FIRST + block)).copy_from(&block_of(block));
-    }
-    let disk = DiskSpec { name: "xvda".into(), path: path.clone(), role: Role::Own };
+    let Overwritten { guest, plan, mut toolstack, _directory } = overwritten();
+    toolstack.guest = Some(Rc::clone(&guest));
     let brief = at == At::Early;
     let redial_for = if brief { Duration::from_secs(1) } else { REDIAL_FOR };
-    let plan = Plan { disks: vec![disk], indexes, redial_for, ..plan(Mode::Lazy) };
-    let mut toolstack = patient();
-    toolstack.guest = Some(Rc::clone(&guest));
-    let mut waiting = toolstack.watch.take().unwrap();
-    toolstack.watch = Some(Box::new(move |event| {
-        if let Event::Phase(save::Phase::Suspend) = event {
-            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-            for block in (0..SHELVED).filter(|block| is_gone(Pfn(FIRST + block))) {
-                file.write_all_at(&[0x44; PAGE_BYTES], block * 4096).unwrap();
-            }
-            file.sync_all().unwrap();
-        }
-        waiting(event);
-    }));
+    let plan = Plan { redial_for, ..plan };
     let shared = Shared::new();
     let (stream, into) = pipe();
     let (ours, theirs) = UnixStream::pair().unwrap();
